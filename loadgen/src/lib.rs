@@ -1,0 +1,3 @@
+//! Drive an axum service in process, and lay its view beside the client's.
+
+pub mod report;

@@ -1,0 +1,518 @@
+//! What a run found, as plain data.
+//!
+//! A [`Report`] is complete: every rendering is made from it alone, offline, and a saved report
+//! renders to the same bytes as the run that wrote it. Durations are microseconds (`_us`), rates are
+//! requests per second, ratios are in `[0, 1]`, quantiles in `[0, 1]`.
+
+use std::{fmt, io, path::Path};
+
+use parallax_middleware::{LatencySummary, PerfView};
+use serde::{Deserialize, Serialize};
+
+/// The name and version of the report format. A breaking change bumps the number.
+pub const SCHEMA: &str = "parallax.report/1";
+
+/// What was found out about a figure, a run or a report.
+///
+/// The order is the order of precedence: the verdict of a whole is the worst of its parts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// The whole confidence interval lies on the good side of the limit.
+    Pass,
+    /// The interval straddles the limit, or there are too few samples to say.
+    Inconclusive,
+    /// The whole confidence interval lies on the bad side of the limit.
+    Fail,
+    /// The data cannot be believed, whatever they say.
+    Invalid,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pass => "pass",
+            Self::Inconclusive => "inconclusive",
+            Self::Fail => "fail",
+            Self::Invalid => "invalid",
+        })
+    }
+}
+
+/// How much room is left under the tightest limit; only a report that passed has one above `Poor`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grade {
+    /// The worst margin is at least 30 %.
+    Excellent,
+    /// The worst margin is at least 10 %.
+    Good,
+    /// Every limit holds, the worst with less than 10 % to spare.
+    Fair,
+    /// A limit was broken.
+    Poor,
+}
+
+impl fmt::Display for Grade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Excellent => "excellent",
+            Self::Good => "good",
+            Self::Fair => "fair",
+            Self::Poor => "poor",
+        })
+    }
+}
+
+/// Everything that was found, over all runs of one command.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// What was tested, for the headline.
+    pub title: String,
+    /// When the first run began, seconds since the Unix epoch.
+    pub started_at_unix_s: f64,
+    /// True if somebody ended the run early; everything up to then is here.
+    pub interrupted: bool,
+    /// Where it ran.
+    pub environment: Environment,
+    /// The worst verdict of the runs and of `thresholds`.
+    pub verdict: Verdict,
+    /// `None` if anything is inconclusive or invalid, or if nothing was judged.
+    pub grade: Option<Grade>,
+    /// The requirements on the whole, each judged on the run (or measurement) named in it.
+    pub thresholds: Vec<ThresholdResult>,
+    /// One entry a run, in the order in which they ran.
+    pub runs: Vec<Run>,
+    /// Memory against the number of stored entities, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryModel>,
+}
+
+/// The machine and the build.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Operating system, as Rust names it.
+    pub os: String,
+    /// Processor architecture, as Rust names it.
+    pub arch: String,
+    /// Logical processors that this process may use.
+    pub cpus: usize,
+    /// Worker threads of the runtime that ran the service and the generator.
+    pub workers: usize,
+    /// `release` or `debug`.
+    pub profile: String,
+    /// Version of Parallax that wrote the report.
+    pub parallax_version: String,
+    /// The service's own settings, in words, without secrets.
+    #[serde(default)]
+    pub settings: Vec<(String, String)>,
+}
+
+/// One run: one workload against one target.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// For example `closed` or `open`.
+    pub name: String,
+    /// What was asked for.
+    pub plan: PlanSummary,
+    /// When the measured interval began, seconds since the Unix epoch.
+    pub started_at_unix_s: f64,
+    /// Length of the measured interval, from its first intended start to its end, without the drain.
+    pub measured_s: f64,
+    /// True if the run ended before its plan did.
+    pub interrupted: bool,
+    /// May the figures be believed?
+    pub validity: Validity,
+    /// [`Verdict::Invalid`] if the run is; else the worst of its thresholds, [`Verdict::Pass`] if it
+    /// has none.
+    pub verdict: Verdict,
+    /// Where every request went.
+    pub conservation: Conservation,
+    /// What the client felt.
+    pub client: ClientView,
+    /// What the layer recorded during the measured interval; absent if no layer answered.
+    pub server: Option<PerfView>,
+    /// Requests seen from both sides.
+    pub pairs: Pairs,
+    /// The run's own thresholds.
+    pub thresholds: Vec<ThresholdResult>,
+    /// Equal slots of the measured interval, by intended start, in order.
+    pub timeline: Vec<TimelineRow>,
+    /// The process over time, in order.
+    pub resources: Vec<ResourceRow>,
+}
+
+/// The settings of a run, as validated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanSummary {
+    /// `closed` (users who wait for their answers) or `open` (arrivals that do not).
+    pub model: Model,
+    /// Concurrent users; closed model only.
+    pub users: Option<usize>,
+    /// Intended arrivals per second; open model only.
+    pub rate: Option<f64>,
+    /// Warm-up before the measured interval, not part of any figure.
+    pub warmup_s: f64,
+    /// Planned length of the measured interval.
+    pub duration_s: f64,
+    /// Bound on requests in flight; an arrival past it is dropped.
+    pub max_in_flight: usize,
+    /// After this long without a complete response a request is given up.
+    pub timeout_s: f64,
+    /// How the target is reached: `direct` is a call into the service.
+    pub transport: String,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// The requests of the mix, by name and weight.
+    pub mix: Vec<(String, u32)>,
+    /// True if the load carries the pass that lets it by the rate limiter.
+    pub bypasses_limiter: bool,
+}
+
+/// Who decides when the next request starts.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Model {
+    /// A fixed number of users, each of whom waits for an answer before asking again.
+    Closed,
+    /// Arrivals on a schedule, whether or not earlier ones were answered.
+    Open,
+}
+
+/// May the figures be believed?
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validity {
+    /// [`Verdict::Pass`] or [`Verdict::Invalid`].
+    pub verdict: Verdict,
+    /// Why not, each with its evidence; empty if the run is valid.
+    pub reasons: Vec<Reason>,
+}
+
+/// A rule that a run broke.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Stable name of the rule, for programs: for example `masquerade`.
+    pub rule: String,
+    /// The finding with its figures and the remedy, for people.
+    pub message: String,
+}
+
+/// Where every request of the measured interval went. Integers, exact:
+/// `scheduled = dropped + sent + unsent` and
+/// `sent = ok + client_error + limited + server_error + timeout + transport_error + cancelled +
+/// panicked + check_failed + in_flight`.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Conservation {
+    /// Requests that the schedule called for.
+    pub scheduled: u64,
+    /// Due, but not sent, because the in-flight bound was reached.
+    pub dropped: u64,
+    /// Handed to the target.
+    pub sent: u64,
+    /// Due before the stop, but not sent by then.
+    pub unsent: u64,
+    /// How the sent ones ended for the client.
+    #[serde(flatten)]
+    pub outcomes: ClientOutcomes,
+    /// Sent, and still unanswered when the drain deadline passed.
+    pub in_flight: u64,
+    /// The same requests as the layer counted them; absent without a layer.
+    pub server: Option<ServerConservation>,
+    /// What no rule accounts for, client and server together. Anything but 0 makes the run invalid.
+    pub unexplained: u64,
+}
+
+/// The same requests as the layer counted them.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct ServerConservation {
+    /// Requests of this run that entered the layer.
+    pub entered: u64,
+    /// Those that it has recorded with an outcome.
+    pub recorded: u64,
+    /// Sent by the client but never seen by the layer (answered by something outside it).
+    pub not_seen: u64,
+    /// Requests in the layer's count that this run did not send (other clients of the service).
+    pub foreign: u64,
+}
+
+/// Requests by how they ended, as the client sees it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct ClientOutcomes {
+    /// Status 100 to 399, body complete.
+    pub ok: u64,
+    /// Status 400 to 499 but 429.
+    pub client_error: u64,
+    /// Status 429.
+    pub limited: u64,
+    /// Status 500 to 599.
+    pub server_error: u64,
+    /// Given up by the client after its timeout.
+    pub timeout: u64,
+    /// The target failed without a response, or its body broke off.
+    pub transport_error: u64,
+    /// Ended by the client before an answer, for another reason than its timeout.
+    pub cancelled: u64,
+    /// The service panicked while it answered.
+    pub panicked: u64,
+    /// Answered, but a check on the answer failed.
+    pub check_failed: u64,
+}
+
+impl ClientOutcomes {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.ok + self.failed()
+    }
+
+    /// All but `ok`.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.client_error
+            + self.limited
+            + self.server_error
+            + self.timeout
+            + self.transport_error
+            + self.cancelled
+            + self.panicked
+            + self.check_failed
+    }
+
+    /// Name and count, in the order in which they are shown.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 9] {
+        [
+            ("ok", self.ok),
+            ("client_error", self.client_error),
+            ("limited", self.limited),
+            ("server_error", self.server_error),
+            ("timeout", self.timeout),
+            ("transport_error", self.transport_error),
+            ("cancelled", self.cancelled),
+            ("panicked", self.panicked),
+            ("check_failed", self.check_failed),
+        ]
+    }
+}
+
+/// What the client felt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientView {
+    /// Successful responses per second of the measured interval.
+    pub rate: f64,
+    /// From the intended start to the drained body, successes only. The headline.
+    pub response_time: Latency,
+    /// From the dispatch to the drained body, successes only.
+    pub service_time: Latency,
+    /// From the intended start to the dispatch: the generator's own lateness, all requests.
+    pub lag: Latency,
+    /// Response time of everything that failed.
+    pub failed: Latency,
+    /// Response time of rejections (429).
+    pub limited: Latency,
+    /// How requests ended.
+    pub outcomes: ClientOutcomes,
+    /// Bytes of response bodies.
+    pub response_bytes: u64,
+    /// One row a route, by name.
+    pub routes: Vec<ClientRoute>,
+}
+
+/// One route as the client felt it, beside what the layer recorded for the same requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientRoute {
+    /// Method and matched template as the layer knows it (`GET /items/{id}`); the name of the
+    /// request in the mix where no layer answered.
+    pub route: String,
+    /// Successful responses per second of the measured interval.
+    pub rate: f64,
+    /// How requests ended.
+    pub outcomes: ClientOutcomes,
+    /// From the intended start to the drained body, successes only.
+    pub response_time: Latency,
+    /// From the dispatch to the drained body, successes only.
+    pub service_time: Latency,
+    /// The layer's time for the same requests, successes only.
+    pub server_time: Latency,
+    /// Service time less server time of the same request, successes only.
+    pub outside: Latency,
+}
+
+/// A distribution: the summary of the contract, and the curve that plots are drawn from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Count, mean, extremes and percentiles; a percentile without enough samples is `None`.
+    #[serde(flatten)]
+    pub summary: LatencySummary,
+    /// `(quantile, microseconds)` with rising quantiles, denser towards 1, up to the last quantile
+    /// that the samples support; empty if there are too few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curve: Vec<(f64, f64)>,
+}
+
+/// Requests seen from both sides, request by request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pairs {
+    /// Requests with a complete record from both sides.
+    pub paired: u64,
+    /// The layer's time of the paired successes.
+    pub server_time: Latency,
+    /// The layer's time to the response head of the paired successes.
+    pub time_to_first_byte: Latency,
+    /// Service time less server time of the paired successes.
+    pub outside: Latency,
+    /// Pairs whose server time exceeds their service time by more than the clock's resolution.
+    pub negative: u64,
+}
+
+/// A threshold with what was found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ThresholdResult {
+    /// As written: `p95 < 200ms`.
+    pub expression: String,
+    /// The run that it was judged on; empty for one that belongs to no run.
+    #[serde(default)]
+    pub run: String,
+    /// The measured figure, in the unit of the expression's metric: microseconds, a ratio, requests
+    /// per second, bytes or a count. `None` if there was nothing to measure.
+    pub observed: Option<f64>,
+    /// Lower end of the confidence interval of `observed`.
+    pub low: Option<f64>,
+    /// Upper end of the confidence interval of `observed`.
+    pub high: Option<f64>,
+    /// The limit, in the same unit.
+    pub limit: f64,
+    /// Of `observed`, `low`, `high` and `limit`.
+    pub unit: Unit,
+    /// How far the conservative end of the interval is from the limit, as a ratio of the limit;
+    /// negative past it.
+    pub margin: Option<f64>,
+    /// Samples behind the figure.
+    pub samples: u64,
+    /// The finding.
+    pub verdict: Verdict,
+    /// Why it is not simply pass or fail, or how it was found; may be empty.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// What a threshold's figures are measured in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Microseconds.
+    Us,
+    /// In `[0, 1]`, shown as a percentage.
+    Ratio,
+    /// Per second.
+    PerSecond,
+    /// Bytes.
+    Bytes,
+    /// A whole number.
+    Count,
+}
+
+/// One slot of the measured interval. Requests belong to the slot of their intended start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimelineRow {
+    /// Start of the slot, seconds since the start of the measured interval.
+    pub at_s: f64,
+    /// Length of the slot; the last one may be shorter.
+    pub width_s: f64,
+    /// Successful responses to requests of this slot.
+    pub ok: u64,
+    /// Failed requests of this slot, rejections included.
+    pub failed: u64,
+    /// Arrivals of this slot that were dropped.
+    pub dropped: u64,
+    /// Median response time of the slot's successes.
+    pub p50_us: Option<f64>,
+    /// 99th percentile of the response time of the slot's successes.
+    pub p99_us: Option<f64>,
+}
+
+/// The process at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResourceRow {
+    /// Seconds since the start of the measured interval.
+    pub at_s: f64,
+    /// Resident memory.
+    pub rss_bytes: Option<u64>,
+    /// Processor time used so far by the process, all threads.
+    pub cpu_s: Option<f64>,
+    /// Requests in flight in the generator.
+    pub in_flight: u64,
+}
+
+/// Memory as a straight line over the number of stored entities: `base + slope · n`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryModel {
+    /// Entities and peak resident bytes of one fresh process each.
+    pub points: Vec<(u64, u64)>,
+    /// Memory at no entities, bytes.
+    pub base_bytes: f64,
+    /// Marginal cost of an entity, bytes, least squares.
+    pub bytes_per_entity: f64,
+    /// The same by Theil-Sen, a check against single outliers.
+    pub theil_sen_bytes_per_entity: f64,
+    /// Entities that the projection is for.
+    pub projected_entities: u64,
+    /// Projected memory, bytes.
+    pub projected_bytes: f64,
+    /// Lower end of the 95 % prediction interval, bytes.
+    pub low_bytes: f64,
+    /// Upper end of the 95 % prediction interval, bytes.
+    pub high_bytes: f64,
+    /// `measured`, `estimate` (to 2× the measured range) or `extrapolation` (to 10×).
+    pub reach: String,
+}
+
+/// A report that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadReportError {
+    /// The file cannot be opened or read.
+    #[error("cannot read the report {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not a report of this version.
+    #[error("{path} is not a {SCHEMA} report: {detail}")]
+    Format {
+        /// The file.
+        path: String,
+        /// What does not fit.
+        detail: String,
+    },
+}
+
+impl Report {
+    /// Reads a saved report.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not JSON, or has another schema than [`SCHEMA`].
+    pub fn read(path: &Path) -> Result<Self, ReadReportError> {
+        let bytes = std::fs::read(path)
+            .map_err(|source| ReadReportError::Io { path: path.display().to_string(), source })?;
+        Self::from_json(&bytes)
+            .map_err(|detail| ReadReportError::Format { path: path.display().to_string(), detail })
+    }
+
+    /// Parses the JSON of a report; the error says what does not fit.
+    fn from_json(bytes: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Header {
+            schema: Option<String>,
+        }
+        let header: Header = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        match header.schema.as_deref() {
+            Some(SCHEMA) => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
+            Some(other) => Err(format!("its schema is {other:?}")),
+            None => Err("it has no field \"schema\"".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The response future that reports its own end.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::Response;
+use http_body::Body;
+use pin_project_lite::pin_project;
+
+use crate::{body::PerfBody, bypass::Bypassed, outcome::Outcome, recorder::Recording};
+
+pin_project! {
+    /// The future of a request that passed the layer. Dropped early, it counts as cancelled.
+    pub struct PerfFuture<F> {
+        #[pin]
+        inner: F,
+        // Handed to the body with the response head; dropped with the future before that.
+        recording: Option<Recording>,
+        // The answer to HEAD has no body, whatever the service hands out.
+        head_only: bool,
+    }
+}
+
+impl<F> PerfFuture<F> {
+    pub(crate) fn new(inner: F, recording: Recording, head_only: bool) -> Self {
+        Self { inner, recording: Some(recording), head_only }
+    }
+}
+
+impl<F, B, E> Future for PerfFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+{
+    type Output = Result<Response<PerfBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let polled = match this.recording {
+            Some(recording) => recording.guard(|| this.inner.poll(cx)),
+            None => this.inner.poll(cx),
+        };
+        let Poll::Ready(result) = polled else { return Poll::Pending };
+        let recording = this.recording.take();
+        Poll::Ready(match result {
+            Ok(response) => Ok(wrap(response, recording, *this.head_only)),
+            Err(error) => {
+                if let Some(recording) = recording {
+                    recording.finish(Outcome::ServerError);
+                }
+                Err(error)
+            }
+        })
+    }
+}
+
+fn wrap<B: Body>(
+    response: Response<B>,
+    recording: Option<Recording>,
+    head_only: bool,
+) -> Response<PerfBody<B>> {
+    let (parts, body) = response.into_parts();
+    let body = match recording {
+        Some(mut recording) => {
+            if parts.extensions.get::<Bypassed>().is_some() {
+                recording.bypassed();
+            }
+            if head_only || body.is_end_stream() {
+                recording.finish_at_head(parts.status);
+                PerfBody::closed(body)
+            } else {
+                recording.head();
+                PerfBody::open(body, recording, Outcome::of_status(parts.status))
+            }
+        }
+        None => PerfBody::closed(body),
+    };
+    Response::from_parts(parts, body)
+}
+
+impl<F> fmt::Debug for PerfFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PerfFuture")
+            .field("open", &self.recording.is_some())
+            .finish_non_exhaustive()
+    }
+}

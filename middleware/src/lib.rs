@@ -1,0 +1,59 @@
+//! See every request of an axum service from the inside.
+//!
+//! A tower layer records latency histograms, outcomes and in-flight requests, per route, from entry to
+//! the end of the response body; `GET /perf` shows them while the service runs. A load generator in the
+//! same process can pair each of its requests with the server's record of it.
+//!
+//! ```
+//! use axum::{Router, body::Body, routing::get};
+//! use http::Request;
+//! use parallax_middleware::Perf;
+//! use tower::ServiceExt;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let perf = Perf::new();
+//! let app: Router = Router::new()
+//!     .route("/items/{id}", get(|| async { "an item" }))
+//!     .layer(perf.layer())
+//!     .merge(perf.routes());
+//!
+//! let response = app.oneshot(Request::get("/items/7").body(Body::empty()).unwrap()).await.unwrap();
+//! axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+//!
+//! let row = &perf.snapshot().view().routes[0];
+//! assert_eq!((row.method.as_str(), row.route.as_str()), ("GET", "/items/{id}"));
+//! assert_eq!((row.requests, row.outcomes.ok, row.in_flight), (1, 1, 0));
+//! # }
+//! ```
+
+mod body;
+mod bypass;
+mod endpoint;
+mod future;
+mod histogram;
+mod layer;
+mod outcome;
+mod perf;
+mod probe;
+mod process;
+mod recorder;
+mod route;
+mod service;
+mod slot;
+mod snapshot;
+
+pub use body::PerfBody;
+pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService, LoadPass};
+pub use future::PerfFuture;
+pub use histogram::{LatencyHistogram, LatencySummary, samples_needed};
+pub use layer::PerfLayer;
+pub use outcome::Outcome;
+pub use perf::Perf;
+pub use probe::{Probe, ProbeSource, ServerRecord};
+pub use process::ProcessUsage;
+pub use route::RouteKey;
+pub use service::PerfService;
+pub use snapshot::{
+    LimiterView, OutcomesView, PerfView, ProcessView, RouteView, RuntimeView, Snapshot,
+};

@@ -1,0 +1,92 @@
+//! The handle that a service keeps.
+
+use axum::Router;
+
+use crate::{
+    bypass::{Bypass, BypassPolicy},
+    endpoint,
+    layer::PerfLayer,
+    recorder::Recorder,
+    snapshot::Snapshot,
+};
+
+/// The handle to everything that is recorded. Clones share it; nothing is global.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use parallax_middleware::Perf;
+///
+/// let perf = Perf::new();
+/// let app: Router = Router::new()
+///     .route("/items/{id}", get(|| async { "an item" }))
+///     .layer(perf.layer())
+///     .merge(perf.routes());
+/// ```
+#[derive(Clone, Debug)]
+pub struct Perf {
+    recorder: Recorder,
+}
+
+impl Default for Perf {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Perf {
+    /// A handle with nothing recorded yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::from_recorder(Recorder::new())
+    }
+
+    pub(crate) fn from_recorder(recorder: Recorder) -> Self {
+        Self { recorder }
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// The layer that records. Add it after the routes and outside of whatever should count as the
+    /// service's own time.
+    #[must_use]
+    pub fn layer(&self) -> PerfLayer {
+        PerfLayer::new(self.recorder.clone())
+    }
+
+    /// `GET /perf`, to merge into the service's router. Merged after the layer, it does not count
+    /// itself.
+    ///
+    /// It tells anyone who may ask which routes there are and how they fare: put it behind the service's
+    /// own authentication, or on a listener of its own, where strangers can reach the service.
+    pub fn routes<S>(&self) -> Router<S>
+    where
+        S: Clone + Send + Sync + 'static,
+    {
+        endpoint::routes(self.clone())
+    }
+
+    /// A way past a limiter for the load that `policy` authorises.
+    ///
+    /// ```
+    /// # use axum::{Router, routing::get};
+    /// # use parallax_middleware::{BypassPolicy, Perf};
+    /// # let perf = Perf::new();
+    /// # let limiter = tower::layer::util::Identity::new();
+    /// let app: Router = Router::new()
+    ///     .route("/items/{id}", get(|| async { "an item" }))
+    ///     .layer(perf.bypass(BypassPolicy::in_process()).around(limiter))
+    ///     .layer(perf.layer());
+    /// ```
+    #[must_use]
+    pub fn bypass(&self, policy: BypassPolicy) -> Bypass {
+        Bypass::new(self.recorder.clone(), policy)
+    }
+
+    /// Everything recorded so far. Reading makes no request wait.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::take(&self.recorder)
+    }
+}

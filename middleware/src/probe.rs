@@ -1,0 +1,119 @@
+//! Pairing: how a client in the same process gets the server's record of its very request.
+//!
+//! The client puts a [`Probe`] into the request's extensions; the layer takes it out and fills it when
+//! the request ends. No header, no parsing, and nothing that a request from the network can carry.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{
+    outcome::Outcome,
+    perf::Perf,
+    recorder::Recorder,
+    route::{RouteIndex, RouteKey},
+};
+
+/// Makes the probes of one client, and learns from the first that is filled whose layer answered.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeSource {
+    answered_by: Arc<OnceLock<Perf>>,
+}
+
+impl ProbeSource {
+    /// A source that nobody has answered yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A probe for one request.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        Probe { cell: Arc::new(Cell { source: self.clone(), record: OnceLock::new() }) }
+    }
+
+    /// The handle of the layer that first filled one of the probes.
+    #[must_use]
+    pub fn answered_by(&self) -> Option<&Perf> {
+        self.answered_by.get()
+    }
+}
+
+/// Goes with one request, as an extension, and comes back with the server's record of it.
+///
+/// Clones share the record: keep one, insert the other into the request.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    cell: Arc<Cell>,
+}
+
+#[derive(Debug)]
+struct Cell {
+    source: ProbeSource,
+    record: OnceLock<ServerRecord>,
+}
+
+impl Probe {
+    /// What the layer recorded, once the request has ended on the server's side. `None` if it has not,
+    /// or if no layer saw it.
+    #[must_use]
+    pub fn record(&self) -> Option<&ServerRecord> {
+        self.cell.record.get()
+    }
+
+    /// Empties the probe for the next request, without an allocation if no clone is left.
+    pub fn renew(&mut self) {
+        match Arc::get_mut(&mut self.cell) {
+            Some(cell) => {
+                cell.record.take();
+            }
+            None => *self = self.cell.source.probe(),
+        }
+    }
+
+    pub(crate) fn fill(self, recorder: &Recorder, record: ServerRecord) {
+        // One load once it is known; the handle is cloned for the first probe only.
+        let perf =
+            self.cell.source.answered_by.get_or_init(|| Perf::from_recorder(recorder.clone()));
+        // A second layer's route indices mean nothing to the first's handle: the first one is believed.
+        if perf.recorder().same_as(recorder) {
+            // Taken out of the request on entry, so nobody else can have filled it.
+            let _ = self.cell.record.set(record);
+        }
+    }
+}
+
+/// The server's view of one request.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerRecord {
+    /// When the request reached the layer.
+    pub entered: Instant,
+    /// From then to the response head; `None` if there was none.
+    pub first_byte: Option<Duration>,
+    /// From then to the end of the response body, or to whatever else ended the request.
+    pub server_time: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Did it pass by the limiter?
+    pub bypassed: bool,
+    pub(crate) route: RouteIndex,
+}
+
+impl ServerRecord {
+    /// The route that the request took, from the handle that [`ProbeSource::answered_by`] names.
+    #[must_use]
+    pub fn route<'a>(&self, perf: &'a Perf) -> Option<&'a RouteKey> {
+        perf.recorder().route_key(self.route)
+    }
+
+    /// A number that stands for the route within one layer: cheap to group by.
+    #[must_use]
+    pub fn route_id(&self) -> u32 {
+        self.route.id()
+    }
+}

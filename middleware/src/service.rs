@@ -1,0 +1,47 @@
+//! The service that the layer wraps around another.
+
+use std::task::{Context, Poll};
+
+use axum::extract::MatchedPath;
+use http::{Method, Request, Response};
+use http_body::Body;
+use tower_service::Service;
+
+use crate::{body::PerfBody, future::PerfFuture, probe::Probe, recorder::Recorder};
+
+/// Records every request to the inner service. Made by [`PerfLayer`](crate::PerfLayer).
+#[derive(Clone, Debug)]
+pub struct PerfService<S> {
+    inner: S,
+    recorder: Recorder,
+}
+
+impl<S> PerfService<S> {
+    pub(crate) fn new(inner: S, recorder: Recorder) -> Self {
+        Self { inner, recorder }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for PerfService<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body,
+{
+    type Response = Response<PerfBody<ResBody>>;
+    type Error = S::Error;
+    type Future = PerfFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        // Out of the request, so that a second layer inside does not fill it too.
+        let probe = request.extensions_mut().remove::<Probe>();
+        let template = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let head_only = request.method() == Method::HEAD;
+        let mut recording = self.recorder.enter(request.method(), template, probe);
+        let inner = recording.guard(|| self.inner.call(request));
+        PerfFuture::new(inner, recording, head_only)
+    }
+}

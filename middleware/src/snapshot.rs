@@ -1,0 +1,291 @@
+//! A point-in-time reading, and the form in which it is shown.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    histogram::LatencySummary,
+    outcome::Outcome,
+    process::{ProcessUsage, RuntimeUsage},
+    recorder::{LimiterCounts, Recorder, RouteCounts},
+    route::RouteKey,
+};
+
+/// Everything that was recorded up to one moment, or between two.
+///
+/// Counters never go back, so an interval is the difference of two snapshots: [`Snapshot::since`].
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Since the recorder was made.
+    uptime: Duration,
+    /// Length of the interval, for a difference.
+    window: Option<Duration>,
+    /// By name; routes without a request in the interval are left out of a difference.
+    routes: BTreeMap<RouteKey, RouteCounts>,
+    limiter: LimiterCounts,
+    process: ProcessUsage,
+    runtime: Option<RuntimeUsage>,
+}
+
+impl Snapshot {
+    pub(crate) fn take(recorder: &Recorder) -> Self {
+        Self {
+            uptime: recorder.uptime(),
+            window: None,
+            routes: recorder.routes().into_iter().collect(),
+            limiter: recorder.limiter(),
+            process: ProcessUsage::now(),
+            runtime: RuntimeUsage::now(),
+        }
+    }
+
+    /// What was recorded after `earlier` was taken, from the same handle. Requests in flight are those
+    /// of `self`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut later = self.clone();
+        later.window = Some(self.uptime.saturating_sub(earlier.uptime));
+        for (key, counts) in &mut later.routes {
+            if let Some(before) = earlier.routes.get(key) {
+                *counts = counts.since(before);
+            }
+        }
+        later.routes.retain(|_, counts| counts.entered > 0 || counts.recorded() > 0);
+        later.limiter = later.limiter.since(&earlier.limiter);
+        if let (Some(now), Some(then)) = (&mut later.process.cpu, earlier.process.cpu) {
+            *now = now.saturating_sub(then);
+        }
+        if let (Some(now), Some(then)) = (&mut later.runtime, &earlier.runtime)
+            && let (Some(now), Some(then)) = (&mut now.busy, then.busy)
+        {
+            *now = now.saturating_sub(then);
+        }
+        later
+    }
+
+    /// Requests that entered the layer.
+    #[must_use]
+    pub fn entered(&self) -> u64 {
+        self.routes.values().map(|counts| counts.entered).sum()
+    }
+
+    /// Requests that have an outcome.
+    #[must_use]
+    pub fn recorded(&self) -> u64 {
+        self.routes.values().map(RouteCounts::recorded).sum()
+    }
+
+    /// Requests that carried a probe and have an outcome.
+    #[must_use]
+    pub fn paired(&self) -> u64 {
+        self.routes.values().map(|counts| counts.paired).sum()
+    }
+
+    /// How many requests of one outcome there were.
+    #[must_use]
+    pub fn outcome(&self, outcome: Outcome) -> u64 {
+        self.routes.values().map(|counts| counts.outcomes[outcome.index()]).sum()
+    }
+
+    /// The reading in the form of `GET /perf`.
+    #[must_use]
+    pub fn view(&self) -> PerfView {
+        let limiter = self.limiter;
+        let interval = self.window.unwrap_or(self.uptime).as_secs_f64();
+        PerfView {
+            schema: PerfView::SCHEMA.to_owned(),
+            uptime_s: self.uptime.as_secs_f64(),
+            window_s: self.window.map(|window| window.as_secs_f64()),
+            routes: self.routes.iter().map(|(key, counts)| counts.view(key)).collect(),
+            limiter: (limiter != LimiterCounts::default()).then_some(LimiterView {
+                admitted: limiter.admitted,
+                limited: limiter.limited,
+                bypassed: limiter.bypassed,
+            }),
+            process: ProcessView {
+                rss_bytes: self.process.rss_bytes,
+                cpu_s: self.process.cpu.map(|cpu| cpu.as_secs_f64()),
+            },
+            runtime: self.runtime.map(|runtime| RuntimeView {
+                workers: runtime.workers,
+                // The runtime is older than the recorder, so only an interval has a ratio.
+                busy_ratio: self.window.and(runtime.busy).map(|busy| {
+                    (busy.as_secs_f64() / (interval * runtime.workers as f64)).clamp(0.0, 1.0)
+                }),
+                global_queue_depth: runtime.global_queue_depth,
+                alive_tasks: runtime.alive_tasks,
+            }),
+        }
+    }
+}
+
+impl RouteCounts {
+    fn recorded(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        // In flight is entered less recorded: an interval keeps it by starting with what was in flight
+        // at its beginning.
+        let in_flight = self.entered.saturating_sub(self.recorded());
+        let mut outcomes = self.outcomes;
+        for (now, then) in outcomes.iter_mut().zip(&earlier.outcomes) {
+            *now = now.saturating_sub(*then);
+        }
+        Self {
+            entered: outcomes.iter().sum::<u64>() + in_flight,
+            outcomes,
+            paired: self.paired.saturating_sub(earlier.paired),
+            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
+            response_bytes: self.response_bytes.saturating_sub(earlier.response_bytes),
+            ok: self.ok.since(&earlier.ok),
+            first_byte: self.first_byte.since(&earlier.first_byte),
+            limited: self.limited.since(&earlier.limited),
+            failed: self.failed.since(&earlier.failed),
+        }
+    }
+
+    fn view(&self, key: &RouteKey) -> RouteView {
+        let outcome = |outcome: Outcome| self.outcomes[outcome.index()];
+        RouteView {
+            method: key.method().to_owned(),
+            route: key.template().to_owned(),
+            requests: self.recorded(),
+            in_flight: self.entered.saturating_sub(self.recorded()),
+            outcomes: OutcomesView {
+                ok: outcome(Outcome::Ok),
+                client_error: outcome(Outcome::ClientError),
+                limited: outcome(Outcome::Limited),
+                server_error: outcome(Outcome::ServerError),
+                cancelled: outcome(Outcome::Cancelled),
+                panicked: outcome(Outcome::Panicked),
+            },
+            bypassed: self.bypassed,
+            paired: self.paired,
+            latency: self.ok.summary(),
+            time_to_first_byte: self.first_byte.summary(),
+            limited_latency: self.limited.summary(),
+            failed_latency: self.failed.summary(),
+            response_bytes: self.response_bytes,
+        }
+    }
+}
+
+impl LimiterCounts {
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            admitted: self.admitted.saturating_sub(earlier.admitted),
+            limited: self.limited.saturating_sub(earlier.limited),
+            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
+        }
+    }
+}
+
+/// A snapshot as `GET /perf` shows it: `parallax.perf/1`.
+///
+/// Parts that a service does not use are absent. Readers ignore fields that they do not know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PerfView {
+    /// [`PerfView::SCHEMA`].
+    pub schema: String,
+    /// Seconds since the handle was made.
+    pub uptime_s: f64,
+    /// Seconds that the figures cover; `None` if they go back to the start.
+    pub window_s: Option<f64>,
+    /// One row a route, by method and template.
+    pub routes: Vec<RouteView>,
+    /// What a limiter with a way around it did; absent if it did nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limiter: Option<LimiterView>,
+    /// What the process uses.
+    pub process: ProcessView,
+    /// The tokio runtime that took the snapshot; absent outside of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<RuntimeView>,
+}
+
+impl PerfView {
+    /// Name and version of the format.
+    pub const SCHEMA: &str = "parallax.perf/1";
+}
+
+/// One route.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteView {
+    /// HTTP method, `_OTHER`, or `*` for a row that stands for several.
+    pub method: String,
+    /// Matched template, `(unmatched)`, or `(other)` past the cap.
+    pub route: String,
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Requests that have not.
+    pub in_flight: u64,
+    /// How those that have ended did so.
+    pub outcomes: OutcomesView,
+    /// Requests that passed by the limiter.
+    pub bypassed: u64,
+    /// Requests that carried a probe of a load generator.
+    pub paired: u64,
+    /// From entry to the end of the body, successes only.
+    pub latency: LatencySummary,
+    /// From entry to the response head, successes only.
+    pub time_to_first_byte: LatencySummary,
+    /// From entry to end of rejections.
+    pub limited_latency: LatencySummary,
+    /// From entry to end of everything else that failed.
+    pub failed_latency: LatencySummary,
+    /// Bytes of response bodies.
+    pub response_bytes: u64,
+}
+
+/// Requests by outcome.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct OutcomesView {
+    /// Status 100 to 399, body out whole.
+    pub ok: u64,
+    /// Status 400 to 499 but 429.
+    pub client_error: u64,
+    /// Status 429.
+    pub limited: u64,
+    /// Status 500 and up, service errors, bodies that broke off.
+    pub server_error: u64,
+    /// Dropped before the end.
+    pub cancelled: u64,
+    /// Ended by a panic.
+    pub panicked: u64,
+}
+
+/// What a limiter with a way around it did.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct LimiterView {
+    /// Requests that it let through.
+    pub admitted: u64,
+    /// Requests that it answered with 429.
+    pub limited: u64,
+    /// Requests that went around it.
+    pub bypassed: u64,
+}
+
+/// What the process uses; what the platform does not tell is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessView {
+    /// Resident memory.
+    pub rss_bytes: Option<u64>,
+    /// Processor time of all threads, since the process began or within the window.
+    pub cpu_s: Option<f64>,
+}
+
+/// The tokio runtime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RuntimeView {
+    /// Worker threads.
+    pub workers: usize,
+    /// Share of the window that the workers were busy; `None` without a window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_ratio: Option<f64>,
+    /// Tasks that wait for a worker in the shared queue.
+    pub global_queue_depth: usize,
+    /// Tasks that have not ended.
+    pub alive_tasks: usize,
+}
