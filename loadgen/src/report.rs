@@ -153,6 +153,8 @@ pub struct PlanSummary {
     pub users: Option<usize>,
     /// Intended arrivals per second; open model only.
     pub rate: Option<f64>,
+    /// Pause of a user between an answer and the next request; closed model only.
+    pub think_time_s: Option<f64>,
     /// Warm-up before the measured interval, not part of any figure.
     pub warmup_s: f64,
     /// Planned length of the measured interval.
@@ -423,6 +425,9 @@ pub struct TimelineRow {
     pub width_s: f64,
     /// Successful responses to requests of this slot.
     pub ok: u64,
+    /// Successful responses that were complete within this slot, whenever they were asked for: over
+    /// its width, the rate.
+    pub completed: u64,
     /// Failed requests of this slot, rejections included.
     pub failed: u64,
     /// Arrivals of this slot that were dropped.

@@ -7,6 +7,7 @@ use crate::{
     endpoint,
     layer::PerfLayer,
     recorder::Recorder,
+    route::RouteKey,
     snapshot::Snapshot,
 };
 
@@ -82,6 +83,13 @@ impl Perf {
     #[must_use]
     pub fn bypass(&self, policy: BypassPolicy) -> Bypass {
         Bypass::new(self.recorder.clone(), policy)
+    }
+
+    /// The route that [`ServerRecord::route_id`](crate::ServerRecord::route_id) stands for; `None` for
+    /// a number that this handle's layer did not give out.
+    #[must_use]
+    pub fn route_key(&self, route_id: u32) -> Option<&RouteKey> {
+        self.recorder.route_key(route_id.into())
     }
 
     /// Everything recorded so far. Reading makes no request wait.

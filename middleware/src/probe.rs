@@ -14,7 +14,7 @@ use crate::{
     outcome::Outcome,
     perf::Perf,
     recorder::Recorder,
-    route::{RouteIndex, RouteKey},
+    route::RouteIndex,
 };
 
 /// Makes the probes of one client, and learns from the first that is filled whose layer answered.
@@ -105,13 +105,8 @@ pub struct ServerRecord {
 }
 
 impl ServerRecord {
-    /// The route that the request took, from the handle that [`ProbeSource::answered_by`] names.
-    #[must_use]
-    pub fn route<'a>(&self, perf: &'a Perf) -> Option<&'a RouteKey> {
-        perf.recorder().route_key(self.route)
-    }
-
-    /// A number that stands for the route within one layer: cheap to group by.
+    /// A number that stands for the route within one layer, cheap to group by:
+    /// [`Perf::route_key`] of the handle that [`ProbeSource::answered_by`] names has the name.
     #[must_use]
     pub fn route_id(&self) -> u32 {
         self.route.id()

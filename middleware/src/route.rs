@@ -76,6 +76,12 @@ impl RouteIndex {
     }
 }
 
+impl From<u32> for RouteIndex {
+    fn from(id: u32) -> Self {
+        Self(id)
+    }
+}
+
 /// An insert-only hash table of fixed capacity. Readers take no lock; an entry never moves.
 pub(crate) struct RouteTable<T> {
     /// Linear probing from the key's hash; twice the cap, so that a probe is short and always ends.

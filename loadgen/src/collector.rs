@@ -1,0 +1,363 @@
+//! From samples to distributions: the bounded memory of a run.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use parallax_middleware::{LatencyHistogram, Outcome, Perf};
+
+use crate::{
+    outcome::ClientOutcome,
+    plan::Plan,
+    report::ClientOutcomes,
+    scenario::Scenario,
+    sink::Sample,
+    statistics::Window,
+    threshold::{Metric, Threshold},
+};
+
+/// Slots that a run is cut into at the most; past that, neighbours are merged.
+const MAX_SLOTS: usize = 256;
+/// Slots that a short run is cut into.
+const MIN_SLOTS: u32 = 40;
+
+/// Everything that is kept of a run's samples. Its size depends on the number of routes, slots and
+/// thresholds, never on the number of requests.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    scenario: Scenario,
+    /// By step, and by the layer's route where the layer saw the request.
+    rows: BTreeMap<(u32, Option<u32>), Row>,
+    pub(crate) lag: LatencyHistogram,
+    pub(crate) failed: LatencyHistogram,
+    pub(crate) limited: LatencyHistogram,
+    /// 429 and 503, by service time: what a limiter or a load shedder answers.
+    pub(crate) rejected: LatencyHistogram,
+    pub(crate) first_byte: LatencyHistogram,
+    /// Requests that the layer has a record of.
+    pub(crate) seen_by_server: u64,
+    /// Pairs whose server time exceeds their service time.
+    pub(crate) negative_pairs: u64,
+    pub(crate) timeline: Slots,
+    watches: Vec<Watch>,
+    /// Since the last look of the live display.
+    recent: LatencyHistogram,
+    finished: ClientOutcomes,
+}
+
+/// One step on one route.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) outcomes: ClientOutcomes,
+    pub(crate) bytes: u64,
+    pub(crate) response_time: LatencyHistogram,
+    pub(crate) service_time: LatencyHistogram,
+    pub(crate) server_time: LatencyHistogram,
+    pub(crate) outside: LatencyHistogram,
+    /// Which watches look at this row, by position; decided when the row is made.
+    watched: Vec<usize>,
+}
+
+/// A metric that a threshold judges, slot by slot.
+#[derive(Debug)]
+struct Watch {
+    metric: Metric,
+    route: Option<String>,
+    slots: Slots,
+}
+
+/// Equal slots of the measured interval, by intended start.
+#[derive(Clone, Debug)]
+pub(crate) struct Slots {
+    width: Duration,
+    slots: Vec<Window>,
+    dropped: Vec<u64>,
+    /// Successes by the slot in which they ended.
+    completed: Vec<u64>,
+}
+
+/// One slot of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot<'a> {
+    pub(crate) at: Duration,
+    pub(crate) window: &'a Window,
+    pub(crate) dropped: u64,
+    pub(crate) completed: u64,
+}
+
+impl Tally {
+    /// An empty tally of a phase that is to last for `duration`.
+    pub(crate) fn new(plan: &Plan, duration: Duration) -> Self {
+        let timeline = Slots::new(duration);
+        let mut watches: Vec<Watch> = Vec::new();
+        for threshold in &plan.thresholds {
+            let metric = watched_metric(threshold);
+            if !watches.iter().any(|w| w.metric == metric && w.route == threshold.route) {
+                let route = threshold.route.clone();
+                watches.push(Watch { metric, route, slots: timeline.clone() });
+            }
+        }
+        Self {
+            scenario: plan.scenario.clone(),
+            rows: BTreeMap::new(),
+            lag: LatencyHistogram::new(),
+            failed: LatencyHistogram::new(),
+            limited: LatencyHistogram::new(),
+            rejected: LatencyHistogram::new(),
+            first_byte: LatencyHistogram::new(),
+            seen_by_server: 0,
+            negative_pairs: 0,
+            timeline,
+            watches,
+            recent: LatencyHistogram::new(),
+            finished: ClientOutcomes::default(),
+        }
+    }
+
+    /// Adds finished requests. `perf` is the layer that answered, if one did.
+    pub(crate) fn absorb(&mut self, samples: &[Sample], perf: Option<&Perf>) {
+        for sample in samples {
+            self.add(sample, perf);
+        }
+    }
+
+    fn add(&mut self, sample: &Sample, perf: Option<&Perf>) {
+        let route = sample.server.map(|server| server.route);
+        let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
+            let name = route_name(&self.scenario, sample.step, route, perf);
+            let watched = |watch: &Watch| watch.route.as_ref().is_none_or(|r| *r == name);
+            let matches = self.watches.iter().enumerate().filter(|(_, watch)| watched(watch));
+            Row { watched: matches.map(|(index, _)| index).collect(), ..Row::default() }
+        });
+        let response_time = sample.lag + sample.service_time;
+        let outcome = sample.answer.outcome;
+        let ok = outcome == ClientOutcome::Ok;
+        row.outcomes.add(outcome);
+        row.bytes += sample.answer.bytes;
+        self.finished.add(outcome);
+        self.lag.record(sample.lag);
+        self.timeline.add(sample.intended, ok.then_some(response_time));
+        if ok {
+            self.timeline.complete(sample.intended + response_time);
+        }
+        if outcome == ClientOutcome::Limited || sample.answer.shed {
+            self.rejected.record(sample.service_time);
+        }
+        let outside = sample.server.map(|server| {
+            self.seen_by_server += 1;
+            let outside = sample.service_time.checked_sub(server.server_time);
+            // Both ends are read from one clock, so the layer's interval lies within the client's.
+            self.negative_pairs += u64::from(outside.is_none());
+            outside.unwrap_or_default()
+        });
+        if ok {
+            self.recent.record(response_time);
+            row.response_time.record(response_time);
+            row.service_time.record(sample.service_time);
+            if let (Some(server), Some(outside)) = (sample.server, outside)
+                && server.outcome == Outcome::Ok
+            {
+                row.server_time.record(server.server_time);
+                row.outside.record(outside);
+                if let Some(first_byte) = server.first_byte {
+                    self.first_byte.record(first_byte);
+                }
+            }
+        } else if outcome == ClientOutcome::Limited {
+            self.limited.record(response_time);
+        } else {
+            self.failed.record(response_time);
+        }
+        for index in &row.watched {
+            let watch = &mut self.watches[*index];
+            let value = match watch.metric {
+                Metric::ServiceTime => Some(sample.service_time),
+                Metric::ServerTime => sample.server.map(|server| server.server_time),
+                Metric::Ttfb => sample.server.and_then(|server| server.first_byte),
+                Metric::Outside => outside,
+                Metric::Lag => Some(sample.lag),
+                _ => Some(response_time),
+            };
+            // A lag is a lag however the request ended.
+            if ok || watch.metric == Metric::Lag {
+                if let Some(value) = value {
+                    watch.slots.add(sample.intended, Some(value));
+                }
+            } else {
+                watch.slots.add(sample.intended, None);
+            }
+            if ok {
+                watch.slots.complete(sample.intended + response_time);
+            }
+        }
+    }
+
+    /// Counts an arrival that was due and not sent.
+    pub(crate) fn drop_arrival(&mut self, intended: Duration) {
+        self.timeline.drop_arrival(intended);
+    }
+
+    /// How the finished requests ended.
+    pub(crate) fn outcomes(&self) -> ClientOutcomes {
+        self.finished
+    }
+
+    /// Response times of successes since the last call.
+    pub(crate) fn take_recent(&mut self) -> LatencyHistogram {
+        std::mem::take(&mut self.recent)
+    }
+
+    /// The slots that a threshold judges.
+    pub(crate) fn watched(&self, threshold: &Threshold) -> &Slots {
+        let metric = watched_metric(threshold);
+        self.watches
+            .iter()
+            .find(|watch| watch.metric == metric && watch.route == threshold.route)
+            .map_or(&self.timeline, |watch| &watch.slots)
+    }
+
+    /// One row a route, by name. What the layer did not see goes to the route that the rest of its step
+    /// took, or under the step's own name if that is none or several.
+    pub(crate) fn routes(&self, perf: Option<&Perf>) -> BTreeMap<String, Row> {
+        let mut routes: BTreeMap<String, Row> = BTreeMap::new();
+        for ((step, route), row) in &self.rows {
+            let mut of_step = self.rows.keys().filter(|(s, r)| s == step && r.is_some());
+            let route = match (route, of_step.next(), of_step.next()) {
+                (None, Some((_, only)), None) => only,
+                _ => route,
+            };
+            let name = route_name(&self.scenario, *step, *route, perf);
+            routes.entry(name).or_default().merge(row);
+        }
+        routes
+    }
+}
+
+impl Row {
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.outcomes.merge(&other.outcomes);
+        self.bytes += other.bytes;
+        self.response_time.merge(&other.response_time);
+        self.service_time.merge(&other.service_time);
+        self.server_time.merge(&other.server_time);
+        self.outside.merge(&other.outside);
+    }
+}
+
+/// The metric whose slots a threshold needs: rates and error ratios are counted with any.
+fn watched_metric(threshold: &Threshold) -> Metric {
+    match threshold.metric {
+        metric @ (Metric::ServiceTime
+        | Metric::ServerTime
+        | Metric::Outside
+        | Metric::Ttfb
+        | Metric::Lag) => metric,
+        _ => Metric::ResponseTime,
+    }
+}
+
+fn route_name(scenario: &Scenario, step: u32, route: Option<u32>, perf: Option<&Perf>) -> String {
+    route
+        .and_then(|route| perf?.route_key(route))
+        .map(ToString::to_string)
+        .or_else(|| scenario.names().nth(step as usize).map(str::to_owned))
+        .unwrap_or_default()
+}
+
+impl Slots {
+    fn new(duration: Duration) -> Self {
+        let width = (duration / MIN_SLOTS)
+            .clamp(Duration::from_millis(100), Duration::from_secs(1))
+            .max(duration / MAX_SLOTS as u32);
+        Self { width, slots: Vec::new(), dropped: Vec::new(), completed: Vec::new() }
+    }
+
+    /// Counts a request, with its value if it succeeded.
+    fn add(&mut self, intended: Duration, value: Option<Duration>) {
+        let index = self.index(intended);
+        match value {
+            Some(value) => self.slots[index].ok.record(value),
+            None => self.slots[index].failed += 1,
+        }
+    }
+
+    fn drop_arrival(&mut self, intended: Duration) {
+        let index = self.index(intended);
+        self.dropped[index] += 1;
+    }
+
+    fn complete(&mut self, at: Duration) {
+        let index = self.index(at);
+        self.completed[index] += 1;
+    }
+
+    /// The slot of a moment, made if it is not there yet.
+    fn index(&mut self, intended: Duration) -> usize {
+        let mut index = (intended.as_nanos() / self.width.as_nanos()) as usize;
+        // A run may go on past its plan; then slots grow instead of multiplying.
+        while index >= MAX_SLOTS {
+            self.halve();
+            index /= 2;
+        }
+        while self.slots.len() <= index {
+            self.slots.push(Window::default());
+            self.dropped.push(0);
+            self.completed.push(0);
+        }
+        index
+    }
+
+    fn halve(&mut self) {
+        self.width *= 2;
+        let slots = std::mem::take(&mut self.slots);
+        for (index, slot) in slots.into_iter().enumerate() {
+            if index % 2 == 0 {
+                self.slots.push(slot);
+            } else if let Some(last) = self.slots.last_mut() {
+                last.ok.merge(&slot.ok);
+                last.failed += slot.failed;
+            }
+        }
+        let in_pairs = |counts: &[u64]| counts.chunks(2).map(|pair| pair.iter().sum()).collect();
+        self.dropped = in_pairs(&self.dropped);
+        self.completed = in_pairs(&self.completed);
+    }
+
+    pub(crate) fn width(&self) -> Duration {
+        self.width
+    }
+
+    /// The slots that begin before `end`, in order: what ends later than the run has no slot in it.
+    pub(crate) fn until(&self, end: Duration) -> impl Iterator<Item = Slot<'_>> {
+        let starts = (0_u32..).map(|index| self.width * index);
+        let counts = self.dropped.iter().zip(&self.completed);
+        starts
+            .zip(self.slots.iter().zip(counts))
+            .map(|(at, (window, (dropped, completed)))| Slot {
+                at,
+                window,
+                dropped: *dropped,
+                completed: *completed,
+            })
+            .take_while(move |slot| slot.at < end)
+    }
+}
+
+/// A tally that the tasks, the pacer and the collector share.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedTally {
+    tally: Arc<Mutex<Tally>>,
+}
+
+impl SharedTally {
+    pub(crate) fn new(tally: Tally) -> Self {
+        Self { tally: Arc::new(Mutex::new(tally)) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Tally> {
+        // Adding to counters cannot panic half-way through a sample that matters more than the rest.
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,55 @@
+//! How a request ended, as the client sees it.
+
+use http::StatusCode;
+
+use crate::report::ClientOutcomes;
+
+/// How a request ended, as the client sees it. Exactly one applies to each request that was sent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ClientOutcome {
+    Ok,
+    ClientError,
+    Limited,
+    ServerError,
+    Timeout,
+    TransportError,
+    Panicked,
+}
+
+impl ClientOutcome {
+    pub(crate) fn of_status(status: StatusCode) -> Self {
+        match status.as_u16() {
+            ..400 => Self::Ok,
+            429 => Self::Limited,
+            400..500 => Self::ClientError,
+            500.. => Self::ServerError,
+        }
+    }
+}
+
+impl ClientOutcomes {
+    pub(crate) fn add(&mut self, outcome: ClientOutcome) {
+        let cell = match outcome {
+            ClientOutcome::Ok => &mut self.ok,
+            ClientOutcome::ClientError => &mut self.client_error,
+            ClientOutcome::Limited => &mut self.limited,
+            ClientOutcome::ServerError => &mut self.server_error,
+            ClientOutcome::Timeout => &mut self.timeout,
+            ClientOutcome::TransportError => &mut self.transport_error,
+            ClientOutcome::Panicked => &mut self.panicked,
+        };
+        *cell += 1;
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.ok += other.ok;
+        self.client_error += other.client_error;
+        self.limited += other.limited;
+        self.server_error += other.server_error;
+        self.timeout += other.timeout;
+        self.transport_error += other.transport_error;
+        self.cancelled += other.cancelled;
+        self.panicked += other.panicked;
+        self.check_failed += other.check_failed;
+    }
+}

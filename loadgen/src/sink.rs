@@ -1,0 +1,123 @@
+//! Where finished requests go: from many tasks to one collector, in batches.
+
+use std::{
+    mem,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use parallax_middleware::{Outcome, ServerRecord};
+
+use crate::target::Answer;
+
+/// Samples that a shard holds before whoever adds the next one empties it: the bound on memory when
+/// the collector is late. Its cost then shows as lag, and is not lost.
+const SHARD_CAP: usize = 16_384;
+
+/// One finished request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Index in the scenario.
+    pub(crate) step: u32,
+    /// Intended start, since the beginning of the measured interval.
+    pub(crate) intended: Duration,
+    /// From the intended start to the dispatch.
+    pub(crate) lag: Duration,
+    /// From the dispatch to the drained body.
+    pub(crate) service_time: Duration,
+    pub(crate) answer: Answer,
+    /// The layer's view of the same request.
+    pub(crate) server: Option<ServerView>,
+}
+
+/// The part of a server's record that a sample keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerView {
+    pub(crate) route: u32,
+    pub(crate) first_byte: Option<Duration>,
+    pub(crate) server_time: Duration,
+    pub(crate) outcome: Outcome,
+}
+
+impl From<&ServerRecord> for ServerView {
+    fn from(record: &ServerRecord) -> Self {
+        Self {
+            route: record.route_id(),
+            first_byte: record.first_byte,
+            server_time: record.server_time,
+            outcome: record.outcome,
+        }
+    }
+}
+
+/// Collects samples without making the tasks that produce them wait for one another: a shard for each
+/// worker of the runtime, and one for everything else.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    shards: Box<[Shard]>,
+}
+
+/// On cache lines of its own, so that workers do not slow each other.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    sent: AtomicU64,
+    finished: AtomicU64,
+    samples: Mutex<Vec<Sample>>,
+}
+
+impl Sink {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self { shards: (0..=workers).map(|_| Shard::default()).collect() }
+    }
+
+    fn shard(&self) -> &Shard {
+        let last = self.shards.len() - 1;
+        &self.shards[tokio::runtime::worker_index().unwrap_or(last).min(last)]
+    }
+
+    /// Counts a request as handed to the target.
+    pub(crate) fn sent(&self) {
+        self.shard().sent.fetch_add(1, Relaxed);
+    }
+
+    /// Adds a finished request. Returns a batch for the collector if the shard is full.
+    #[must_use = "the batch holds finished requests"]
+    pub(crate) fn push(&self, sample: Sample) -> Option<Vec<Sample>> {
+        let shard = self.shard();
+        shard.finished.fetch_add(1, Relaxed);
+        let mut samples = lock(&shard.samples);
+        samples.push(sample);
+        (samples.len() >= SHARD_CAP).then(|| mem::take(&mut *samples))
+    }
+
+    /// Takes the samples of every shard, one shard at a time, and gives each vector back for reuse.
+    pub(crate) fn drain(&self, spare: &mut Vec<Sample>, mut each: impl FnMut(&[Sample])) {
+        for shard in &self.shards {
+            mem::swap(&mut *lock(&shard.samples), spare);
+            each(spare);
+            spare.clear();
+        }
+    }
+
+    /// Requests handed to the target so far.
+    pub(crate) fn total_sent(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.sent.load(Relaxed)).sum()
+    }
+
+    /// Requests handed to the target and not finished.
+    pub(crate) fn in_flight(&self) -> u64 {
+        // Finished first: in between, requests can only be sent.
+        let finished: u64 = self.shards.iter().map(|shard| shard.finished.load(Relaxed)).sum();
+        self.total_sent().saturating_sub(finished)
+    }
+}
+
+/// A panic while the lock is held can only come from a failed allocation of the vector, which leaves
+/// the samples whole.
+fn lock(samples: &Mutex<Vec<Sample>>) -> MutexGuard<'_, Vec<Sample>> {
+    samples.lock().unwrap_or_else(PoisonError::into_inner)
+}

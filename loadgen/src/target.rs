@@ -1,0 +1,122 @@
+//! What is driven, and how one request to it is carried out.
+
+use std::{
+    error::Error,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+};
+
+use axum::body::Body as AxumBody;
+use bytes::{Buf, Bytes};
+use http::{Request, Response};
+use http_body::Body;
+use tokio::time::{Duration, Instant, timeout_at};
+use tower_service::Service;
+
+use crate::outcome::ClientOutcome;
+
+/// A tower service that can be driven in process: an axum `Router`, or whatever takes axum's body.
+pub trait InProcess:
+    Service<
+        Request<AxumBody>,
+        Response = Response<<Self as InProcess>::ResponseBody>,
+        Error: Into<Box<dyn Error + Send + Sync>>,
+        Future: Send,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    /// The body that it answers with.
+    type ResponseBody: Body<Error: Into<Box<dyn Error + Send + Sync>>> + Send;
+}
+
+impl<S, B> InProcess for S
+where
+    S: Service<Request<AxumBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    S::Future: Send,
+    B: Body + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type ResponseBody = B;
+}
+
+/// How a request ended, and how much came back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Answer {
+    pub(crate) outcome: ClientOutcome,
+    pub(crate) bytes: u64,
+    /// 503 is a server error, and a rejection too: load shedders answer with it.
+    pub(crate) shed: bool,
+}
+
+impl Answer {
+    fn without_response(outcome: ClientOutcome) -> Self {
+        Self { outcome, bytes: 0, shed: false }
+    }
+}
+
+/// Sends one request into the service and drains the answer, for at most `timeout` from `dispatched`.
+///
+/// A panic of the service is caught: it ends the request, not the run.
+pub(crate) async fn exchange<S: InProcess>(
+    service: &mut S,
+    request: Request<Bytes>,
+    dispatched: Instant,
+    timeout: Duration,
+) -> Answer {
+    let mut exchange = pin!(catch_panic(drive(service, request)));
+    // Most answers are there at the first poll: those pay for no timer.
+    let first = poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await;
+    match first {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => timeout_at(dispatched + timeout, exchange)
+            .await
+            .unwrap_or_else(|_| Answer::without_response(ClientOutcome::Timeout)),
+    }
+}
+
+async fn drive<S: InProcess>(service: &mut S, request: Request<Bytes>) -> Answer {
+    let request = request.map(|body| {
+        // An empty axum body costs no allocation, a full one does.
+        if body.is_empty() { AxumBody::empty() } else { AxumBody::from(body) }
+    });
+    if poll_fn(|cx| service.poll_ready(cx)).await.is_err() {
+        return Answer::without_response(ClientOutcome::TransportError);
+    }
+    let Ok(response) = service.call(request).await else {
+        return Answer::without_response(ClientOutcome::TransportError);
+    };
+    let (head, body) = response.into_parts();
+    let mut answer = Answer {
+        outcome: ClientOutcome::of_status(head.status),
+        bytes: 0,
+        shed: head.status == http::StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut body = pin!(body);
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        match frame {
+            Ok(frame) => {
+                answer.bytes += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+            }
+            Err(_) => {
+                answer.outcome = ClientOutcome::TransportError;
+                break;
+            }
+        }
+    }
+    answer
+}
+
+async fn catch_panic(exchange: impl Future<Output = Answer>) -> Answer {
+    let mut exchange = pin!(exchange);
+    poll_fn(|cx| {
+        // After a panic the future is dropped unpolled, so nobody sees a broken invariant of it.
+        catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx)))
+            .unwrap_or(Poll::Ready(Answer::without_response(ClientOutcome::Panicked)))
+    })
+    .await
+}

@@ -1,0 +1,313 @@
+//! From what a run left behind to what it means: validity first, then the thresholds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use parallax_middleware::{LatencyHistogram, Perf, Snapshot, samples_needed};
+
+use crate::{
+    collector::{Row, Slot, Tally},
+    plan::{Plan, Workload},
+    report::{
+        ClientRoute, ClientView, Conservation, Environment, Grade, Latency, MemoryModel, Pairs, Reason,
+        Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult, TimelineRow, Unit,
+        Validity, Verdict,
+    },
+    runner::{Findings, unix_seconds},
+    statistics::{self, Estimate, Window},
+    threshold::{Metric, Stat, Threshold},
+};
+
+/// Quantiles of a curve: up the percentiles, then four steps in each further nine.
+const CURVE: [f64; 32] = [
+    0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.965, 0.975,
+    0.985, 0.99, 0.9925, 0.995, 0.9965, 0.9975, 0.9985, 0.999, 0.99925, 0.9995, 0.99965, 0.99975,
+    0.99985, 0.9999, 0.99999,
+];
+
+/// Lag at p99 that any run may have, and the share of the reported p99 that it may have beyond that.
+const LAG_FLOOR: Duration = Duration::from_millis(1);
+const LAG_SHARE: f64 = 0.05;
+/// Of the arrivals, at least so many must have been sent.
+const SENT_SHARE: f64 = 0.99;
+/// Rejections past this share, and faster than this share of the success median, masquerade.
+const REJECTED_SHARE: f64 = 0.01;
+const MASQUERADE_SHARE: f64 = 0.5;
+/// Pairs with a server time above their service time, at most.
+const NEGATIVE_SHARE: f64 = 0.001;
+
+/// Makes the report of one run.
+pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
+    let perf = findings.server.as_ref().map(|(perf, _)| perf);
+    let rows = findings.tally.routes(perf);
+    let total = rows.values().fold(Row::default(), |mut total, row| {
+        total.merge(row);
+        total
+    });
+    let conservation = conserve(&findings);
+    let mut validity = validate(plan, &findings, &total, &conservation);
+    let thresholds: Vec<_> = plan
+        .thresholds
+        .iter()
+        .map(|threshold| judge_threshold(plan, threshold, &findings, &conservation, &rows))
+        .collect();
+    for result in &thresholds {
+        if result.verdict == Verdict::Invalid {
+            validity.verdict = Verdict::Invalid;
+            validity.reasons.push(Reason {
+                rule: "no_samples".to_owned(),
+                message: format!("{}: {}", result.expression, result.note),
+            });
+        }
+    }
+    let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
+    let measured = findings.measured;
+    let in_time: u64 = findings.tally.timeline.until(measured).map(|slot| slot.completed).sum();
+    Run {
+        name: plan.name.clone(),
+        plan: plan.summary(),
+        started_at_unix_s: unix_seconds(findings.started_at),
+        measured_s: measured.as_secs_f64(),
+        interrupted: findings.interrupted,
+        validity,
+        verdict,
+        client: client_view(&findings.tally, &rows, &total, in_time, measured),
+        server: findings.server.as_ref().map(|(_, interval)| interval.view()),
+        pairs: Pairs {
+            paired: findings.tally.seen_by_server,
+            server_time: latency(&total.server_time),
+            time_to_first_byte: latency(&findings.tally.first_byte),
+            outside: latency(&total.outside),
+            negative: findings.tally.negative_pairs,
+        },
+        conservation,
+        thresholds,
+        timeline: findings
+            .tally
+            .timeline
+            .until(measured)
+            .map(|slot| timeline_row(&slot, findings.tally.timeline.width(), measured))
+            .collect(),
+        resources: findings.resources,
+    }
+}
+
+/// Accounts for every request, on both sides.
+fn conserve(findings: &Findings) -> Conservation {
+    let outcomes = findings.tally.outcomes();
+    let seen = findings.tally.seen_by_server;
+    let accounted = outcomes.total() + findings.in_flight;
+    let scheduled = findings.dropped + findings.sent + findings.unsent;
+    let mut unexplained =
+        findings.sent.abs_diff(accounted) + findings.scheduled.abs_diff(scheduled);
+    let server = findings.server.as_ref().map(|(_, interval): &(Perf, Snapshot)| {
+        // The layer counts probes by itself; the client counts the ones that came back.
+        unexplained += interval.paired().abs_diff(seen);
+        ServerConservation {
+            entered: interval.entered(),
+            recorded: interval.recorded(),
+            not_seen: outcomes.total().saturating_sub(seen),
+            foreign: interval.recorded().saturating_sub(interval.paired()),
+        }
+    });
+    Conservation {
+        scheduled: findings.scheduled,
+        dropped: findings.dropped,
+        sent: findings.sent,
+        unsent: findings.unsent,
+        outcomes,
+        in_flight: findings.in_flight,
+        server,
+        unexplained,
+    }
+}
+
+/// Applies the rules that a run must pass before its figures mean anything.
+fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation) -> Validity {
+    let mut reasons = Vec::new();
+    let mut broken = |rule: &str, message: String| {
+        reasons.push(Reason { rule: rule.to_owned(), message });
+    };
+    let tally = &findings.tally;
+    if counts.unexplained > 0 {
+        broken(
+            "conservation",
+            format!(
+                "{} requests are unaccounted for: client and layer do not count the same requests. \
+                 Does something else drive this service with probes at the same time?",
+                counts.unexplained
+            ),
+        );
+    }
+    if counts.sent == 0 {
+        broken("nothing_sent", "not one request was sent".to_owned());
+    } else if counts.outcomes.ok == 0 {
+        broken(
+            "no_success",
+            format!("not one of {} requests succeeded: there is no latency to judge", counts.sent),
+        );
+    }
+    let success_p50 = total.service_time.quantile(0.5).unwrap_or(Duration::MAX);
+    if let Some(rejected_p50) = tally.rejected.quantile(0.5) {
+        let share = tally.rejected.count() as f64 / counts.outcomes.total().max(1) as f64;
+        if share > REJECTED_SHARE && rejected_p50 < success_p50.mul_f64_or_max(MASQUERADE_SHARE) {
+            broken(
+                "masquerade",
+                format!(
+                    "rejections masquerade as fast answers: {:.1} % of the requests were turned away \
+                     (429 or 503) in {} at the median, {}. The load never reached the service: let \
+                     it pass the limiter, or test with a quota that fits",
+                    share * 100.0,
+                    show(rejected_p50),
+                    if success_p50 == Duration::MAX {
+                        "and none succeeded".to_owned()
+                    } else {
+                        format!("against {} for a success", show(success_p50))
+                    },
+                ),
+            );
+        }
+    }
+    if matches!(plan.workload, Workload::Open { .. }) {
+        let sent = counts.sent as f64 / counts.scheduled.max(1) as f64;
+        if counts.scheduled > 0 && sent < SENT_SHARE {
+            broken(
+                "dropped",
+                format!(
+                    "only {:.1} % of the arrivals were sent: {} found {} requests in flight and were \
+                     dropped. The service does not keep up with the rate, or --max-in-flight is too low",
+                    sent * 100.0,
+                    counts.dropped,
+                    plan.max_in_flight
+                ),
+            );
+        }
+        if let (Some(lag), Some(p99)) = (p99(&tally.lag), p99(&total.response_time)) {
+            let allowed = LAG_FLOOR.max(p99.mul_f64(LAG_SHARE));
+            if lag > allowed {
+                broken(
+                    "lag",
+                    format!(
+                        "the generator itself was late: lag p99 {}, more than {} (1 ms, or 5 % of the \
+                         response time's p99). Lower the rate, or free the machine",
+                        show(lag),
+                        show(allowed)
+                    ),
+                );
+            }
+        }
+    }
+    if tally.seen_by_server > 0
+        && tally.negative_pairs as f64 > NEGATIVE_SHARE * tally.seen_by_server as f64
+    {
+        broken(
+            "negative_outside",
+            format!(
+                "{} of {} requests took longer inside the layer than for the client, which cannot be",
+                tally.negative_pairs, tally.seen_by_server
+            ),
+        );
+    }
+    let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Invalid };
+    Validity { verdict, reasons }
+}
+
+fn p99(histogram: &LatencyHistogram) -> Option<Duration> {
+    (histogram.count() >= samples_needed(0.99)).then(|| histogram.quantile(0.99)).flatten()
+}
+
+fn client_view(
+    tally: &Tally,
+    rows: &BTreeMap<String, Row>,
+    total: &Row,
+    completed_in_time: u64,
+    measured: Duration,
+) -> ClientView {
+    let per_second = |n: u64| if measured.is_zero() { 0.0 } else { n as f64 / measured.as_secs_f64() };
+    ClientView {
+        rate: per_second(completed_in_time),
+        response_time: latency(&total.response_time),
+        service_time: latency(&total.service_time),
+        lag: latency(&tally.lag),
+        failed: latency(&tally.failed),
+        limited: latency(&tally.limited),
+        outcomes: total.outcomes,
+        response_bytes: total.bytes,
+        routes: rows
+            .iter()
+            .map(|(name, row)| ClientRoute {
+                route: name.clone(),
+                rate: per_second(row.outcomes.ok),
+                outcomes: row.outcomes,
+                response_time: latency(&row.response_time),
+                service_time: latency(&row.service_time),
+                server_time: latency(&row.server_time),
+                outside: latency(&row.outside),
+            })
+            .collect(),
+    }
+}
+
+fn latency(histogram: &LatencyHistogram) -> Latency {
+    let supported = |q: &&f64| samples_needed(**q) <= histogram.count();
+    let point = |q: &f64| histogram.quantile(*q).map(|value| (*q, micros(value)));
+    Latency {
+        summary: histogram.summary(),
+        curve: CURVE.iter().filter(supported).filter_map(point).collect(),
+    }
+}
+
+fn timeline_row(slot: &Slot<'_>, width: Duration, measured: Duration) -> TimelineRow {
+    let summary = slot.window.ok.summary();
+    TimelineRow {
+        at_s: slot.at.as_secs_f64(),
+        width_s: width.min(measured - slot.at).as_secs_f64(),
+        ok: slot.window.ok.count(),
+        completed: slot.completed,
+        failed: slot.window.failed,
+        dropped: slot.dropped,
+        p50_us: summary.p50_us,
+        p99_us: summary.p99_us,
+    }
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+impl Report {
+    /// Puts runs together, and judges the whole: `thresholds` are requirements that belong to no run,
+    /// or repeat one of a run's for the headline.
+    #[must_use]
+    pub fn of(
+        title: String,
+        started_at_unix_s: f64,
+        environment: Environment,
+        runs: Vec<Run>,
+        thresholds: Vec<ThresholdResult>,
+        memory: Option<MemoryModel>,
+    ) -> Self {
+        let judged = || runs.iter().flat_map(|run| &run.thresholds).chain(&thresholds);
+        let verdict = runs
+            .iter()
+            .map(|run| run.verdict)
+            .chain(thresholds.iter().map(|threshold| threshold.verdict))
+            .max()
+            .unwrap_or(Verdict::Invalid);
+        let grade = match verdict {
+            Verdict::Pass | Verdict::Fail => grade(judged()),
+            Verdict::Inconclusive | Verdict::Invalid => None,
+        };
+        Self {
+            schema: SCHEMA.to_owned(),
+            title,
+            started_at_unix_s,
+            interrupted: runs.iter().any(|run| run.interrupted),
+            environment,
+            verdict,
+            grade,
+            thresholds,
+            runs,
+            memory,
+        }
+    }
+}
