@@ -64,6 +64,33 @@ async fn merged_routers_are_recorded_if_they_were_merged_before_the_layer() {
 }
 
 #[tokio::test]
+async fn what_no_route_matches_is_counted_once_wherever_the_endpoint_is_merged() {
+    type Build = fn(&Perf) -> Router;
+    let after: Build = |perf| items().layer(perf.layer()).merge(perf.routes());
+    let before: Build = |perf| items().merge(perf.routes()).layer(perf.layer());
+    let first: Build = |perf| perf.routes().merge(items().layer(perf.layer()));
+    let nested: Build =
+        |perf| Router::new().nest("/v1", items().merge(perf.routes())).layer(perf.layer());
+    for build in [after, before, first, nested] {
+        let perf = Perf::new();
+        let rig = Rig::new(&perf, build(&perf));
+        for path in ["/nowhere", "/v1/nowhere"] {
+            assert_eq!(rig.get(path).await.status, StatusCode::NOT_FOUND);
+        }
+        rig.assert_recorded(&[("* (unmatched)", Outcome::ClientError, 2)]);
+    }
+}
+
+#[tokio::test]
+async fn two_handles_each_count_what_no_route_matches() {
+    let (inner, outer) = (Perf::new(), Perf::new());
+    let rig = Rig::new(&outer, items().layer(inner.layer()).layer(outer.layer()));
+    rig.get("/nowhere").await;
+    rig.assert_recorded(&[("* (unmatched)", Outcome::ClientError, 1)]);
+    assert_eq!(inner.snapshot().outcome(Outcome::ClientError), 1);
+}
+
+#[tokio::test]
 async fn a_fallback_shares_the_row_of_what_no_route_matched() {
     let rig = Rig::around(items().fallback(async || (StatusCode::OK, "a page for everything")));
     for n in 0..10 {
