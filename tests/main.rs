@@ -1,1 +1,10 @@
-//! x
+//! What crosses the crates, in one binary: one link, and one place for what the tests share.
+
+// The layer around real axum routers, called in process and over real connections.
+mod layer;
+// `GET /perf`: the fields of the contract, over the same routers.
+mod perf_endpoint;
+// The private servers themselves: they start, and they are gone afterwards.
+mod servers;
+// What the tests share: routers under the layer, an HTTP/1.1 client, private servers.
+mod support;

@@ -13,7 +13,10 @@ pub(crate) fn routes<S>(perf: Perf) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    Router::new().route("/perf", get(async move || show(&perf)))
+    // Of two merged routers without a fallback of their own, axum keeps the second one's 404: it must
+    // carry the layer too, or whatever no route matches would go unseen. The route comes after the
+    // layer, so it does not count itself.
+    Router::new().layer(perf.layer()).route("/perf", get(async move || show(&perf)))
 }
 
 fn show(perf: &Perf) -> Response {

@@ -29,6 +29,11 @@ impl<F> PerfFuture<F> {
     pub(crate) fn new(inner: F, recording: Recording, head_only: bool) -> Self {
         Self { inner, recording: Some(recording), head_only }
     }
+
+    /// The future of a request that is recorded further out.
+    pub(crate) fn counted(inner: F) -> Self {
+        Self { inner, recording: None, head_only: false }
+    }
 }
 
 impl<F, B, E> Future for PerfFuture<F>

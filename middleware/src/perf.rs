@@ -61,6 +61,10 @@ impl Perf {
     ///
     /// It tells anyone who may ask which routes there are and how they fare: put it behind the service's
     /// own authentication, or on a listener of its own, where strangers can reach the service.
+    ///
+    /// Where neither router has a fallback of its own, axum answers unmatched paths with the merged
+    /// router's: they are still recorded, but other layers, a limiter for example, lie around them only
+    /// if they are added after the merge.
     pub fn routes<S>(&self) -> Router<S>
     where
         S: Clone + Send + Sync + 'static,

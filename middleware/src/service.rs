@@ -16,6 +16,12 @@ pub struct PerfService<S> {
     recorder: Recorder,
 }
 
+/// In the extensions of an unmatched request: who has counted it. The fallback of
+/// [`Perf::routes`](crate::Perf::routes) carries the layer; under a layer around everything it must
+/// not count a second time.
+#[derive(Clone)]
+struct CountedBy(Recorder);
+
 impl<S> PerfService<S> {
     pub(crate) fn new(inner: S, recorder: Recorder) -> Self {
         Self { inner, recorder }
@@ -39,8 +45,19 @@ where
         // Out of the request, so that a second layer inside does not fill it too.
         let probe = request.extensions_mut().remove::<Probe>();
         let template = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let unmatched = template.is_none();
+        if unmatched
+            && let Some(CountedBy(recorder)) = request.extensions().get()
+            && recorder.same_as(&self.recorder)
+        {
+            return PerfFuture::counted(self.inner.call(request));
+        }
         let head_only = request.method() == Method::HEAD;
         let mut recording = self.recorder.enter(request.method(), template, probe);
+        if unmatched {
+            // May allocate, for requests that no route answers.
+            request.extensions_mut().insert(CountedBy(self.recorder.clone()));
+        }
         let inner = recording.guard(|| self.inner.call(request));
         PerfFuture::new(inner, recording, head_only)
     }

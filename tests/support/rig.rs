@@ -1,0 +1,232 @@
+//! A router under the layer, and everything that both sides know about the requests to it.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, StatusCode},
+    middleware::map_request,
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use parallax_middleware::{
+    LoadPass, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tower::ServiceExt;
+
+use crate::support::{eventually, wire::Connection};
+
+/// A router under the layer. Every request that goes through it carries a probe.
+#[derive(Clone)]
+pub(crate) struct Rig {
+    pub(crate) perf: Perf,
+    app: Router,
+    source: ProbeSource,
+    probes: Arc<Mutex<Vec<Probe>>>,
+}
+
+/// A response with its body, and what the server recorded.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) record: ServerRecord,
+}
+
+impl Rig {
+    /// Puts the layer around `routes`.
+    pub(crate) fn around(routes: Router) -> Self {
+        let perf = Perf::new();
+        Self::new(&perf, routes.layer(perf.layer()))
+    }
+
+    /// Takes a router that carries the layer of `perf` already.
+    pub(crate) fn new(perf: &Perf, app: Router) -> Self {
+        Self { perf: perf.clone(), app, source: ProbeSource::new(), probes: Arc::default() }
+    }
+
+    /// Calls the router in process and hands the response out as it comes, unread.
+    pub(crate) async fn open(&self, mut request: Request) -> axum::response::Response {
+        request.extensions_mut().insert(self.probe());
+        let Ok(response) = self.app.clone().oneshot(request).await;
+        response
+    }
+
+    /// Calls the router in process and drains the body, which must be whole.
+    pub(crate) async fn send(&self, request: Request) -> Answer {
+        let (parts, body) = self.open(request).await.into_parts();
+        let body = body.collect().await.expect("the body is whole").to_bytes();
+        let record = self.records().pop().expect("this request is over");
+        Answer { status: parts.status, headers: parts.headers, body, record }
+    }
+
+    /// [`send`](Self::send) a GET.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(request("GET", path)).await
+    }
+
+    /// Serves the router on a port of its own, until the returned value is dropped.
+    pub(crate) async fn listen(&self) -> Listening {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let rig = self.clone();
+        // Nothing that comes over a connection can bring a probe: one is put in at the server's end.
+        let app = self.app.clone().layer(map_request(move |mut request: Request| {
+            let probe = rig.probe();
+            async move {
+                request.extensions_mut().insert(probe);
+                request
+            }
+        }));
+        let task = tokio::spawn(async move {
+            axum::serve(listener, app).await.expect("it serves until it is aborted");
+        });
+        Listening { address, task }
+    }
+
+    /// What the server recorded, in the order of the requests; those that are not over are left out.
+    pub(crate) fn records(&self) -> Vec<ServerRecord> {
+        let probes = self.probes.lock().expect("nobody panics in here");
+        probes.iter().filter_map(|probe| probe.record().cloned()).collect()
+    }
+
+    /// Waits until `n` requests are over: the server learns a little later than its client that a
+    /// connection is gone.
+    pub(crate) async fn recorded(&self, n: u64) {
+        eventually(&format!("{n} requests are recorded"), async || {
+            (self.perf.snapshot().recorded() >= n).then_some(())
+        })
+        .await;
+    }
+
+    /// The row of a route that was asked for: `GET /items/{id}`.
+    pub(crate) fn row(&self, route: &str) -> RouteView {
+        let rows = self.perf.snapshot().view().routes;
+        let known: Vec<String> = rows.iter().map(name).collect();
+        rows.into_iter()
+            .find(|row| name(row) == route)
+            .unwrap_or_else(|| panic!("no row {route:?} among {known:?}"))
+    }
+
+    /// Asserts that the requests recorded so far, all of them over, are exactly these: route, outcome,
+    /// number. And that everything that was recorded about them agrees.
+    pub(crate) fn assert_recorded(&self, expected: &[(&str, Outcome, u64)]) {
+        let view = self.perf.snapshot().view();
+        let mut found: Vec<(String, Outcome, u64)> = Vec::new();
+        for row in &view.routes {
+            let outcomes = by_outcome(&row.outcomes).into_iter().filter(|(_, n)| *n > 0);
+            found.extend(outcomes.map(|(outcome, n)| (name(row), outcome, n)));
+            assert_consistent(row);
+        }
+        let sorted = |mut rows: Vec<(String, Outcome, u64)>| {
+            rows.sort_by_key(|(route, outcome, _)| (route.clone(), *outcome as usize));
+            rows
+        };
+        let expected =
+            expected.iter().map(|(route, outcome, n)| ((*route).to_owned(), *outcome, *n));
+        assert_eq!(sorted(found), sorted(expected.collect()));
+
+        let snapshot = self.perf.snapshot();
+        assert_eq!(snapshot.entered(), snapshot.recorded(), "a request is still counted in flight");
+        self.assert_paired();
+    }
+
+    /// Asserts that each request's own record agrees with the sums.
+    fn assert_paired(&self) {
+        let snapshot = self.perf.snapshot();
+        let records = self.records();
+        assert_eq!(snapshot.paired(), records.len() as u64);
+        for record in &records {
+            if let Some(first_byte) = record.first_byte {
+                assert!(first_byte <= record.server_time, "{record:?}");
+            }
+            let perf = self.source.answered_by().expect("a layer filled a probe");
+            let route = record.route(perf).expect("the layer knows its routes").to_string();
+            assert!(snapshot.outcome(record.outcome) > 0, "{route}: {record:?}");
+        }
+        for row in snapshot.view().routes {
+            let perf = self.source.answered_by().unwrap_or(&self.perf);
+            let of_row = records.iter().filter(|record| {
+                record.route(perf).is_some_and(|key| key.to_string() == name(&row))
+            });
+            let (paired, bypassed) = of_row.fold((0, 0), |(paired, bypassed), record| {
+                (paired + 1, bypassed + u64::from(record.bypassed))
+            });
+            assert_eq!((row.paired, row.bypassed), (paired, bypassed), "{}", name(&row));
+        }
+    }
+
+    fn probe(&self) -> Probe {
+        let probe = self.source.probe();
+        self.probes.lock().expect("nobody panics in here").push(probe.clone());
+        probe
+    }
+}
+
+/// A row's counts all come from the same requests.
+fn assert_consistent(row: &RouteView) {
+    let OutcomesView { ok, client_error, limited, server_error, cancelled, panicked } =
+        row.outcomes;
+    let failed = client_error + server_error + cancelled + panicked;
+    let name = name(row);
+    assert_eq!(row.in_flight, 0, "{name}");
+    assert_eq!(row.requests, ok + limited + failed, "{name}");
+    // Only successes are in the success latency; rejections and failures have their own.
+    assert_eq!(row.latency.count, ok, "{name}");
+    assert_eq!(row.time_to_first_byte.count, ok, "{name}");
+    assert_eq!(row.limited_latency.count, limited, "{name}");
+    assert_eq!(row.failed_latency.count, failed, "{name}");
+    assert!(row.time_to_first_byte.max_us <= row.latency.max_us, "{name}");
+}
+
+/// A router that is being served. Dropped, it takes no more connections.
+pub(crate) struct Listening {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Listening {
+    /// A new connection.
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection::open(self.address).await
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A request without a body.
+pub(crate) fn request(method: &str, path: &str) -> Request {
+    Request::builder().method(method).uri(path).body(Body::empty()).expect("a valid request")
+}
+
+/// The same request with the pass that only a client in this process can give it.
+pub(crate) fn with_pass(mut request: Request) -> Request {
+    request.extensions_mut().insert(LoadPass::new());
+    request
+}
+
+fn name(row: &RouteView) -> String {
+    format!("{} {}", row.method, row.route)
+}
+
+fn by_outcome(outcomes: &OutcomesView) -> [(Outcome, u64); 6] {
+    [
+        (Outcome::Ok, outcomes.ok),
+        (Outcome::ClientError, outcomes.client_error),
+        (Outcome::Limited, outcomes.limited),
+        (Outcome::ServerError, outcomes.server_error),
+        (Outcome::Cancelled, outcomes.cancelled),
+        (Outcome::Panicked, outcomes.panicked),
+    ]
+}
