@@ -1,3 +1,4 @@
 //! Drive an axum service in process, and lay its view beside the client's.
 
 pub mod report;
+pub mod threshold;
