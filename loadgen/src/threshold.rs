@@ -359,7 +359,16 @@ impl Parser<'_> {
         };
         self.selector(metric, &mut route)?;
         let op = self.op(metric)?;
+        self.blanks();
+        let limit_start = self.at;
         let limit = self.limit(metric, k6)?;
+        if op == Op::Equal && metric == Metric::Errors && limit > 0.0 {
+            return Err(self.error(
+                limit_start..self.text.len(),
+                "only a ratio of 0 is met exactly",
+                "write `errors == 0`, or < and the most that is allowed",
+            ));
+        }
         Ok(Threshold {
             expression: self.text.to_owned(),
             metric,
@@ -549,9 +558,10 @@ impl Parser<'_> {
             });
         }
         // Twenty digits are more than a double holds, and keep every sum below far from infinity.
-        let value = (number.len() <= 20).then(|| scaled(&number, 0)).flatten().ok_or_else(|| {
-            self.error(place.clone(), format!("`{digits}` is no number"), fitting(metric))
-        })?;
+        let value =
+            (number.len() <= 20).then(|| scaled(&number, 0)).flatten().ok_or_else(|| {
+                self.error(place.clone(), format!("`{digits}` is no number"), fitting(metric))
+            })?;
         self.blanks();
         let unit_start = self.at;
         let unit = self.rest().to_owned();
@@ -681,7 +691,9 @@ fn scaled(digits: &str, exponent: i32) -> Option<f64> {
 
 /// `value` times a power of ten, in decimal digits and without an error of binary arithmetic.
 fn shifted(value: f64, exponent: i32) -> String {
-    format!("{value}e{exponent}").parse::<f64>().map_or_else(|_| value.to_string(), |v| v.to_string())
+    format!("{value}e{exponent}")
+        .parse::<f64>()
+        .map_or_else(|_| value.to_string(), |v| v.to_string())
 }
 
 /// A limit in the largest unit that keeps it at 1 or more and gives back the same limit.
@@ -769,10 +781,7 @@ mod tests {
             assert_eq!(found.route.as_deref(), Some("GET /items/{id}"), "{expression}");
             assert_eq!(found.stat, Some(Stat::Quantile(0.95)));
         }
-        assert_eq!(
-            parse(r#"errors{route="a\"b\\c"} < 1%"#).route.as_deref(),
-            Some(r#"a"b\c"#)
-        );
+        assert_eq!(parse(r#"errors{route="a\"b\\c"} < 1%"#).route.as_deref(), Some(r#"a"b\c"#));
     }
 
     #[test]
@@ -796,6 +805,7 @@ mod tests {
             ("p99 < -5ms", 6..10, "below zero"),
             ("p99 < 1.2.3ms", 6..11, "no number"),
             ("p99 == 5ms", 4..6, "<, <=, > or >="),
+            ("errors == 5%", 10..12, "errors == 0"),
             ("p100 < 5ms", 0..4, "write min or max"),
             ("p(99 < 5ms", 10..10, "not closed"),
             ("p9x < 5ms", 0..3, "no percentile"),
