@@ -470,7 +470,7 @@ pub struct MemoryModel {
     pub low_bytes: f64,
     /// Upper end of the 95 % prediction interval, bytes.
     pub high_bytes: f64,
-    /// `measured`, `estimate` (to 2× the measured range) or `extrapolation` (to 10×).
+    /// `measured`, `estimate` (to 2× the measured range), `extrapolation` (to 10×) or `beyond`.
     pub reach: String,
 }
 
