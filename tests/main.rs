@@ -1,5 +1,7 @@
 //! What crosses the crates, in one binary: one link, and one place for what the tests share.
 
+// The load generator, the layer and a router together.
+mod in_process;
 // The layer around real axum routers, called in process and over real connections.
 mod layer;
 // `GET /perf`: the fields of the contract, over the same routers.

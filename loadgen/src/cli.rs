@@ -17,7 +17,7 @@ use crate::{
     load_test::{LoadTest, LoadTestError},
     plan::PlanError,
     progress::{Progress, Stage},
-    render,
+    render::{self, number},
     report::{Environment, MemoryModel, Report, Run, ThresholdResult, Verdict},
     runner::unix_seconds,
     stop::Stop,
@@ -241,7 +241,7 @@ impl Session {
         if self.args.json {
             print!("{}", render::json(&report));
         } else {
-            let color = !self.args.no_color && color_on_stdout();
+            let color = !self.args.no_color && color_on(&io::stdout());
             print!("{}", render::text(&report, render::Style { color }));
             println!("\nreport: {}\n        {}", json.display(), html.display());
         }
@@ -264,8 +264,8 @@ pub fn exit_code(report: &Report) -> ExitCode {
 }
 
 /// Colours are for a terminal whose user has not asked for none (<https://no-color.org>).
-fn color_on_stdout() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+pub fn color_on(output: &impl IsTerminal) -> bool {
+    output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 async fn stop_on_signals(stop: Stop) {
@@ -325,11 +325,13 @@ impl Counter {
         let terminal = io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             Some(total),
-            if quiet || !terminal { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() },
+            if quiet || !terminal {
+                ProgressDrawTarget::hidden()
+            } else {
+                ProgressDrawTarget::stderr()
+            },
         );
-        bar.set_style(
-            style("{prefix:12} {wide_bar} {human_pos}/{human_len} {per_sec} {eta} left"),
-        );
+        bar.set_style(style("{prefix:12} {wide_bar} {human_pos}/{human_len} {per_sec} {eta} left"));
         bar.set_prefix(name.to_owned());
         Self {
             bar,
@@ -373,7 +375,11 @@ impl Display {
         let terminal = io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             Some(1),
-            if quiet || !terminal { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() },
+            if quiet || !terminal {
+                ProgressDrawTarget::hidden()
+            } else {
+                ProgressDrawTarget::stderr()
+            },
         );
         bar.set_style(style("{prefix:20} {wide_bar} {msg}"));
         Self { bar, plain: (!quiet && !terminal).then(PlainLines::default), stage: None }
@@ -389,7 +395,9 @@ impl Display {
         self.bar.set_message(figures.clone());
         if let Some(plain) = &mut self.plain {
             let new_stage = self.stage != Some(progress.stage);
-            plain.line(new_stage, || format!("{prefix}: {figures}, {:.0} s left", left.as_secs_f64()));
+            plain.line(new_stage, || {
+                format!("{prefix}: {figures}, {:.0} s left", left.as_secs_f64())
+            });
         }
         self.stage = Some(progress.stage);
     }
@@ -400,9 +408,10 @@ impl Display {
 }
 
 fn figures(progress: &Progress) -> String {
-    let p99 = progress
-        .p99
-        .map_or_else(|| "p99 …".to_owned(), |p99| format!("p99 {}", render::duration(p99)));
+    let p99 = progress.p99.map_or_else(
+        || "p99 …".to_owned(),
+        |p99| format!("p99 {}", number::duration(p99.as_secs_f64() * 1e6)),
+    );
     format!(
         "{:.0}/s, {p99}, {} errors, {} in flight",
         progress.rate, progress.failed, progress.in_flight

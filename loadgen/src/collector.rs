@@ -14,14 +14,12 @@ use crate::{
     report::ClientOutcomes,
     scenario::Scenario,
     sink::Sample,
-    statistics::Window,
+    statistics::{Window, window_width},
     threshold::{Metric, Threshold},
 };
 
 /// Slots that a run is cut into at the most; past that, neighbours are merged.
 const MAX_SLOTS: usize = 256;
-/// Slots that a short run is cut into.
-const MIN_SLOTS: u32 = 40;
 
 /// Everything that is kept of a run's samples. Its size depends on the number of routes, slots and
 /// thresholds, never on the number of requests.
@@ -175,7 +173,7 @@ impl Tally {
             let value = match watch.metric {
                 Metric::ServiceTime => Some(sample.service_time),
                 Metric::ServerTime => sample.server.map(|server| server.server_time),
-                Metric::Ttfb => sample.server.and_then(|server| server.first_byte),
+                Metric::TimeToFirstByte => sample.server.and_then(|server| server.first_byte),
                 Metric::Outside => outside,
                 Metric::Lag => Some(sample.lag),
                 _ => Some(response_time),
@@ -252,7 +250,7 @@ fn watched_metric(threshold: &Threshold) -> Metric {
         metric @ (Metric::ServiceTime
         | Metric::ServerTime
         | Metric::Outside
-        | Metric::Ttfb
+        | Metric::TimeToFirstByte
         | Metric::Lag) => metric,
         _ => Metric::ResponseTime,
     }
@@ -268,9 +266,7 @@ fn route_name(scenario: &Scenario, step: u32, route: Option<u32>, perf: Option<&
 
 impl Slots {
     fn new(duration: Duration) -> Self {
-        let width = (duration / MIN_SLOTS)
-            .clamp(Duration::from_millis(100), Duration::from_secs(1))
-            .max(duration / MAX_SLOTS as u32);
+        let width = window_width(duration).max(duration / MAX_SLOTS as u32);
         Self { width, slots: Vec::new(), dropped: Vec::new(), completed: Vec::new() }
     }
 

@@ -1,6 +1,53 @@
 //! Drive an axum service in process, and lay its view beside the client's.
+//!
+//! ```
+//! use std::time::Duration;
+//! use axum::{Router, routing::get};
+//! use parallax_loadgen::LoadTest;
+//! use parallax_middleware::Perf;
+//!
+//! # #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+//! # async fn main() {
+//! let app = Router::new().route("/search", get(|| async { "tea" })).layer(Perf::new().layer());
+//!
+//! let report = LoadTest::new(app)
+//!     .get("/search?q=tea")
+//!     .rate(500)
+//!     .warmup(Duration::from_millis(100))
+//!     .duration(Duration::from_millis(400))
+//!     .run()
+//!     .await
+//!     .expect("the plan is valid");
+//! let conservation = &report.runs[0].conservation;
+//! assert_eq!((conservation.scheduled, conservation.unexplained), (200, 0));
+//! # }
+//! ```
 
+pub mod cli;
+mod collector;
+mod load_test;
 pub mod memory;
+mod outcome;
+mod pacer;
+mod plan;
+mod progress;
+pub mod render;
 pub mod report;
+mod runner;
+mod scenario;
+mod schedule;
+mod sink;
 pub mod statistics;
+mod stop;
+mod target;
 pub mod threshold;
+mod verdict;
+
+pub use load_test::{LoadTest, LoadTestError};
+pub use plan::PlanError;
+pub use progress::{Progress, Stage};
+pub use report::{Report, Run, Verdict};
+pub use scenario::{LoadRng, Scenario};
+pub use stop::Stop;
+pub use target::InProcess;
+pub use threshold::Threshold;

@@ -216,13 +216,20 @@ impl<S: InProcess> LoadTest<S> {
     /// generator its threads.
     ///
     /// # Cancel safety
-    /// Not cancel safe: a dropped run leaves the requests that it has sent to their end, and no report.
-    /// Use [`stop_on`](Self::stop_on).
+    /// A dropped run sends nothing more and leaves no report. To end one early with a report, use
+    /// [`stop_on`](Self::stop_on).
     pub async fn run(self) -> Result<Report, LoadTestError> {
         let title = self.name.clone();
         let started = SystemTime::now();
         let run = self.run_part().await?;
-        Ok(Report::of(title, unix_seconds(started), Environment::here(), vec![run], Vec::new(), None))
+        Ok(Report::of(
+            title,
+            unix_seconds(started),
+            Environment::here(),
+            vec![run],
+            Vec::new(),
+            None,
+        ))
     }
 
     /// Runs the test as one of several runs of a report; see [`Report::of`].
@@ -234,8 +241,7 @@ impl<S: InProcess> LoadTest<S> {
     /// As [`run`](Self::run).
     pub async fn run_part(mut self) -> Result<Run, LoadTestError> {
         let plan = Arc::new(self.build()?);
-        let findings =
-            runner::run(self.service, &plan, &self.stop, self.observer.as_ref()).await?;
+        let findings = runner::run(self.service, &plan, &self.stop, self.observer.as_ref()).await?;
         Ok(verdict::judge(&plan, findings))
     }
 

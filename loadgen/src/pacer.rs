@@ -5,7 +5,7 @@ use std::{hint, thread, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{schedule::Schedule, stop::Stop};
+use crate::schedule::Schedule;
 
 /// Left to spin: what the operating system may oversleep, its default timer slack of 50 µs and a wake-up.
 const SPIN: Duration = Duration::from_micros(60);
@@ -25,16 +25,16 @@ pub(crate) struct Paced {
 /// Calls `arrive` with each arrival's number and intended start, when it is due and in order. Arrivals
 /// that are already due come at once, one after the other, each with its own intended start.
 ///
-/// Blocks the calling thread until the schedule ends or `stop` is called.
+/// Blocks the calling thread until the schedule ends or `stopped` says so.
 pub(crate) fn keep(
     schedule: Schedule,
     start: Instant,
-    stop: &Stop,
+    stopped: impl Fn() -> bool,
     mut arrive: impl FnMut(u64, Duration),
 ) -> Paced {
     let mut taken = 0;
     while let Some(at) = schedule.at(taken) {
-        if !wait_until(start + at, stop) {
+        if !wait_until(start + at, &stopped) {
             let scheduled = schedule.due_before(start.elapsed()).max(taken);
             return Paced { scheduled, taken };
         }
@@ -45,9 +45,9 @@ pub(crate) fn keep(
 }
 
 /// False if the run was stopped first.
-fn wait_until(due: Instant, stop: &Stop) -> bool {
+fn wait_until(due: Instant, stopped: impl Fn() -> bool) -> bool {
     loop {
-        if stop.is_stopped() {
+        if stopped() {
             return false;
         }
         let left = due.saturating_duration_since(Instant::now());
@@ -63,6 +63,8 @@ fn wait_until(due: Instant, stop: &Stop) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -70,28 +72,38 @@ mod tests {
         let schedule = Schedule::constant(2_000.0, Duration::from_millis(100));
         let start = Instant::now();
         let mut next = 0;
-        let paced = keep(schedule, start, &Stop::new(), |n, at| {
-            assert_eq!(n, next);
-            assert!(start.elapsed() >= at);
-            next += 1;
-        });
+        let paced = keep(
+            schedule,
+            start,
+            || false,
+            |n, at| {
+                assert_eq!(n, next);
+                assert!(start.elapsed() >= at);
+                next += 1;
+            },
+        );
         assert_eq!(paced, Paced { scheduled: 200, taken: 200 });
     }
 
     #[test]
     fn what_is_due_when_the_run_stops_is_scheduled_and_not_taken() {
         let schedule = Schedule::constant(1_000.0, Duration::from_secs(3600));
-        let stop = Stop::new();
+        let stopped = Cell::new(false);
         let start = Instant::now();
-        let paced = keep(schedule, start, &stop, |n, _| {
-            if n == 4 {
-                // Arrivals 5 to at least 24 fall due behind this one's back.
-                while start.elapsed() < Duration::from_millis(25) {
-                    hint::spin_loop();
+        let paced = keep(
+            schedule,
+            start,
+            || stopped.get(),
+            |n, _| {
+                if n == 4 {
+                    // Arrivals 5 to at least 24 fall due behind this one's back.
+                    while start.elapsed() < Duration::from_millis(25) {
+                        hint::spin_loop();
+                    }
+                    stopped.set(true);
                 }
-                stop.stop();
-            }
-        });
+            },
+        );
         assert_eq!(paced.taken, 5);
         assert!(paced.scheduled >= 25, "{paced:?}");
     }

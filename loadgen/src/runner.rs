@@ -118,6 +118,17 @@ struct Load<S> {
     start: Instant,
     /// No request is due at this moment or later.
     end: Instant,
+    /// Nobody waits for the phase any more: its threads must end.
+    abandoned: AtomicBool,
+}
+
+/// Ends the threads of a phase, also if its future is dropped half-way.
+struct Abandon<'a>(&'a AtomicBool);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 impl<S: InProcess> Phase<'_, S> {
@@ -134,7 +145,9 @@ impl<S: InProcess> Phase<'_, S> {
             tally: SharedTally::new(Tally::new(self.plan, duration)),
             start,
             end: start + duration,
+            abandoned: AtomicBool::new(false),
         });
+        let _abandon = Abandon(&load.abandoned);
         let collector = Collector::start(load.clone(), stage, self.observer.cloned())?;
         let paced = match load.plan.workload {
             Workload::Closed { users, think_time } => {
@@ -224,16 +237,21 @@ async fn run_open<S: InProcess>(
     thread::Builder::new().name("parallax-pacer".to_owned()).spawn(move || {
         let mut dropped = 0;
         let bound = arrivals.plan.max_in_flight as u64;
-        let paced = pacer::keep(schedule, arrivals.start, &arrivals.stop, |n, intended| {
-            // Only this thread sends, so the count can be too high but never too low.
-            if arrivals.sink.in_flight() >= bound {
-                dropped += 1;
-                arrivals.tally.lock().drop_arrival(intended);
-            } else {
-                arrivals.sink.sent();
-                runtime.spawn(arrivals.clone().arrival(n, intended));
-            }
-        });
+        let paced = pacer::keep(
+            schedule,
+            arrivals.start,
+            || arrivals.is_stopped(),
+            |n, intended| {
+                // Only this thread sends, so the count can be too high but never too low.
+                if arrivals.sink.in_flight() >= bound {
+                    dropped += 1;
+                    arrivals.tally.lock().drop_arrival(intended);
+                } else {
+                    arrivals.sink.sent();
+                    runtime.spawn(arrivals.clone().arrival(n, intended));
+                }
+            },
+        );
         // Nobody listens any more if the run itself was dropped.
         let _ = done.send((paced, dropped));
     })?;
@@ -254,6 +272,10 @@ async fn run_open<S: InProcess>(
 }
 
 impl<S: InProcess> Load<S> {
+    fn is_stopped(&self) -> bool {
+        self.stop.is_stopped() || self.abandoned.load(Relaxed)
+    }
+
     /// One user: asks, waits for the answer, thinks, and asks again until the phase ends.
     async fn user(self: Arc<Self>, user: u64, think_time: Duration) {
         let mut service = self.service.clone();
@@ -261,7 +283,7 @@ impl<S: InProcess> Load<S> {
         let mut probe = self.probes.probe();
         // A user is ready when it comes into being, and when it has thought.
         let mut ready = Instant::now();
-        while ready < self.end && !self.stop.is_stopped() {
+        while ready < self.end && !self.is_stopped() {
             let (step, request) = self.plan.scenario.draw(&mut rng);
             self.sink.sent();
             let received = self.send(&mut service, step, request, ready, &mut probe).await;
@@ -389,7 +411,7 @@ fn collect<S>(
     let mut live = Live::new(load.start);
     loop {
         // Read before the pass: what is pushed before the flag is set is collected.
-        let last = done.load(Relaxed);
+        let last = done.load(Relaxed) || load.abandoned.load(Relaxed);
         load.sink.drain(&mut spare, |samples| {
             load.tally.lock().absorb(samples, load.probes.answered_by());
         });

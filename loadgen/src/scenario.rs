@@ -116,7 +116,10 @@ mod tests {
 
     fn mix() -> Scenario {
         let request = |_: &mut LoadRng| Request::new(Bytes::new());
-        Scenario::new().step("never", 0, request).step("seldom", 1, request).step("often", 3, request)
+        Scenario::new()
+            .step("never", 0, request)
+            .step("seldom", 1, request)
+            .step("often", 3, request)
     }
 
     #[test]

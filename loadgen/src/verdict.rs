@@ -7,9 +7,10 @@ use parallax_middleware::{LatencyHistogram, Perf, Snapshot, samples_needed};
 use crate::{
     collector::{Row, Slot, Tally},
     plan::{Plan, Workload},
+    render::{self, number},
     report::{
-        ClientRoute, ClientView, Conservation, Environment, Grade, Latency, MemoryModel, Pairs, Reason,
-        Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult, TimelineRow, Unit,
+        ClientRoute, ClientView, Conservation, Environment, Latency, MemoryModel, Pairs, Reason,
+        Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult, TimelineRow,
         Validity, Verdict,
     },
     runner::{Findings, unix_seconds},
@@ -48,7 +49,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     let thresholds: Vec<_> = plan
         .thresholds
         .iter()
-        .map(|threshold| judge_threshold(plan, threshold, &findings, &conservation, &rows))
+        .map(|threshold| judge_threshold(&plan.name, threshold, &findings, &conservation, &rows))
         .collect();
     for result in &thresholds {
         if result.verdict == Verdict::Invalid {
@@ -146,23 +147,23 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
             format!("not one of {} requests succeeded: there is no latency to judge", counts.sent),
         );
     }
-    let success_p50 = total.service_time.quantile(0.5).unwrap_or(Duration::MAX);
     if let Some(rejected_p50) = tally.rejected.quantile(0.5) {
+        let success_p50 = total.service_time.quantile(0.5);
         let share = tally.rejected.count() as f64 / counts.outcomes.total().max(1) as f64;
-        if share > REJECTED_SHARE && rejected_p50 < success_p50.mul_f64_or_max(MASQUERADE_SHARE) {
+        let faster = success_p50.is_none_or(|p50| rejected_p50 < p50.mul_f64(MASQUERADE_SHARE));
+        if share > REJECTED_SHARE && faster {
+            let against = success_p50.map_or_else(
+                || "and none succeeded".to_owned(),
+                |p50| format!("against {} for a success", number::duration(micros(p50))),
+            );
             broken(
                 "masquerade",
                 format!(
                     "rejections masquerade as fast answers: {:.1} % of the requests were turned away \
-                     (429 or 503) in {} at the median, {}. The load never reached the service: let \
-                     it pass the limiter, or test with a quota that fits",
+                     (429 or 503) in {} at the median, {against}. The load never reached the service: \
+                     let it pass the limiter, or test with a quota that fits",
                     share * 100.0,
-                    show(rejected_p50),
-                    if success_p50 == Duration::MAX {
-                        "and none succeeded".to_owned()
-                    } else {
-                        format!("against {} for a success", show(success_p50))
-                    },
+                    number::duration(micros(rejected_p50)),
                 ),
             );
         }
@@ -189,8 +190,8 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
                     format!(
                         "the generator itself was late: lag p99 {}, more than {} (1 ms, or 5 % of the \
                          response time's p99). Lower the rate, or free the machine",
-                        show(lag),
-                        show(allowed)
+                        number::duration(micros(lag)),
+                        number::duration(micros(allowed))
                     ),
                 );
             }
@@ -222,7 +223,8 @@ fn client_view(
     completed_in_time: u64,
     measured: Duration,
 ) -> ClientView {
-    let per_second = |n: u64| if measured.is_zero() { 0.0 } else { n as f64 / measured.as_secs_f64() };
+    let per_second =
+        |n: u64| if measured.is_zero() { 0.0 } else { n as f64 / measured.as_secs_f64() };
     ClientView {
         rate: per_second(completed_in_time),
         response_time: latency(&total.response_time),
@@ -286,7 +288,8 @@ impl Report {
         thresholds: Vec<ThresholdResult>,
         memory: Option<MemoryModel>,
     ) -> Self {
-        let judged = || runs.iter().flat_map(|run| &run.thresholds).chain(&thresholds);
+        let judged: Vec<ThresholdResult> =
+            runs.iter().flat_map(|run| &run.thresholds).chain(&thresholds).cloned().collect();
         let verdict = runs
             .iter()
             .map(|run| run.verdict)
@@ -294,7 +297,7 @@ impl Report {
             .max()
             .unwrap_or(Verdict::Invalid);
         let grade = match verdict {
-            Verdict::Pass | Verdict::Fail => grade(judged()),
+            Verdict::Pass | Verdict::Fail => statistics::grade(&judged),
             Verdict::Inconclusive | Verdict::Invalid => None,
         };
         Self {
@@ -310,4 +313,112 @@ impl Report {
             memory,
         }
     }
+}
+
+/// Judges one requirement on one run.
+fn judge_threshold(
+    run: &str,
+    threshold: &Threshold,
+    findings: &Findings,
+    conservation: &Conservation,
+    rows: &BTreeMap<String, Row>,
+) -> ThresholdResult {
+    let tally = &findings.tally;
+    let slots: Vec<Slot<'_>> = tally.watched(threshold).until(findings.measured).collect();
+    let finished: u64 = slots.iter().map(|slot| slot.window.ok.count() + slot.window.failed).sum();
+    let estimate = match threshold.metric {
+        Metric::Dropped => count(conservation.dropped, threshold),
+        Metric::Unexplained => count(conservation.unexplained, threshold),
+        Metric::Rss => {
+            let peak = findings.resources.iter().filter_map(|row| row.rss_bytes).max();
+            reading(peak.map(|bytes| bytes as f64), findings.resources.len(), threshold)
+        }
+        Metric::Cpu => reading(cpu_share(&findings.resources), findings.resources.len(), threshold),
+        _ if finished == 0 => nothing_matched(threshold, rows),
+        Metric::Errors => {
+            let counts: Vec<(u64, u64)> = slots
+                .iter()
+                .map(|slot| (slot.window.ok.count() + slot.window.failed, slot.window.failed))
+                .collect();
+            statistics::judge_failures(&counts, threshold.limit, threshold.op)
+        }
+        Metric::Rate => {
+            let width = tally.timeline.width();
+            // A slot that the run ended in is no sample of a rate.
+            let whole = slots.iter().filter(|slot| slot.at + width <= findings.measured);
+            let completed: Vec<u64> = whole.map(|slot| slot.completed).collect();
+            statistics::judge_rate(&completed, width, threshold.limit, threshold.op)
+        }
+        _ => {
+            let windows: Vec<Window> = slots.iter().map(|slot| slot.window.clone()).collect();
+            let stat = threshold.stat.unwrap_or(Stat::Mean);
+            statistics::judge_duration(&windows, stat, threshold.limit, threshold.op)
+        }
+    };
+    estimate.for_threshold(threshold, run)
+}
+
+fn count(n: u64, threshold: &Threshold) -> Estimate {
+    statistics::judge_value(n as f64, 1, threshold.limit, threshold.op)
+}
+
+fn reading(value: Option<f64>, readings: usize, threshold: &Threshold) -> Estimate {
+    value.map_or_else(Estimate::no_samples, |value| {
+        statistics::judge_value(value, readings as u64, threshold.limit, threshold.op)
+    })
+}
+
+/// Processor time over the time of all cores, between the first reading and the last.
+fn cpu_share(resources: &[ResourceRow]) -> Option<f64> {
+    let (first, last) = (resources.first()?, resources.last()?);
+    let span = last.at_s - first.at_s;
+    (span > 0.0).then_some((last.cpu_s? - first.cpu_s?) / (span * cpus() as f64))
+}
+
+/// A threshold without a sample, most often a mistyped route: says which routes there are.
+fn nothing_matched(threshold: &Threshold, rows: &BTreeMap<String, Row>) -> Estimate {
+    let names: Vec<&str> = rows.keys().map(String::as_str).collect();
+    let note = match &threshold.route {
+        Some(route) => {
+            format!("no request was to the route {route:?}; routes seen: {}", names.join(", "))
+        }
+        None => "no request has ended, so there is nothing to judge".to_owned(),
+    };
+    Estimate { note, ..Estimate::no_samples() }
+}
+
+impl Report {
+    /// Fails the test that calls it, with the report as its message, unless the verdict is pass.
+    ///
+    /// # Panics
+    /// If the verdict is anything but [`Verdict::Pass`].
+    #[track_caller]
+    pub fn assert_passed(&self) {
+        assert!(
+            self.verdict == Verdict::Pass,
+            "the load test did not pass\n\n{}",
+            render::text(self, render::Style { color: false })
+        );
+    }
+}
+
+impl Environment {
+    /// This machine, this build and, within a runtime, its workers.
+    #[must_use]
+    pub fn here() -> Self {
+        let runtime = tokio::runtime::Handle::try_current();
+        Self {
+            os: std::env::consts::OS.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
+            cpus: cpus(),
+            workers: runtime.map_or(0, |runtime| runtime.metrics().num_workers()),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+            parallax_version: env!("CARGO_PKG_VERSION").to_owned(),
+            settings: Vec::new(),
+        }
+    }
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

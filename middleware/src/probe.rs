@@ -10,12 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{
-    outcome::Outcome,
-    perf::Perf,
-    recorder::Recorder,
-    route::RouteIndex,
-};
+use crate::{outcome::Outcome, perf::Perf, recorder::Recorder, route::RouteIndex};
 
 /// Makes the probes of one client, and learns from the first that is filled whose layer answered.
 #[derive(Clone, Debug, Default)]

@@ -148,13 +148,14 @@ impl Rig {
                 assert!(first_byte <= record.server_time, "{record:?}");
             }
             let perf = self.source.answered_by().expect("a layer filled a probe");
-            let route = record.route(perf).expect("the layer knows its routes").to_string();
+            let route =
+                perf.route_key(record.route_id()).expect("the layer knows its routes").to_string();
             assert!(snapshot.outcome(record.outcome) > 0, "{route}: {record:?}");
         }
         for row in snapshot.view().routes {
             let perf = self.source.answered_by().unwrap_or(&self.perf);
             let of_row = records.iter().filter(|record| {
-                record.route(perf).is_some_and(|key| key.to_string() == name(&row))
+                perf.route_key(record.route_id()).is_some_and(|key| key.to_string() == name(&row))
             });
             let (paired, bypassed) = of_row.fold((0, 0), |(paired, bypassed), record| {
                 (paired + 1, bypassed + u64::from(record.bypassed))

@@ -1,0 +1,287 @@
+//! `example-service validate`: does this service hold its requirements?
+//!
+//! Starts the service in this process, seeds it, drives its router with concurrent users and then at a
+//! constant rate, measures memory per entity in fresh processes, and judges three requirements.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use clap::Args;
+use parallax_loadgen::{
+    LoadTest, LoadTestError, PlanError, Run,
+    cli::{RunArgs, Session},
+    memory,
+    report::{MemoryModel, ThresholdResult, Unit, Verdict},
+    threshold::Op,
+};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::{
+    config::{ApiKey, Config, ConfigBuilder, ConfigError},
+    seed::{SeedError, SeedPlan, Seeder},
+    service::{Service, StartError},
+    workload,
+};
+
+/// 95 of 100 requests are answered within this.
+const LATENCY: &str = "p95 < 200ms";
+/// So many requests are answered each second.
+const THROUGHPUT: &str = "rate >= 1000/s";
+/// So many entities fit into so much memory.
+const PROJECTED_ENTITIES: u64 = 100_000;
+const MEMORY_LIMIT: f64 = 2.0 * 1024.0 * 1024.0 * 1024.0;
+const MEMORY: &str = "rss < 2GiB at 100,000 entities";
+
+/// Sizes that memory is measured at, as shares of the seeded entities, and processes for each.
+const SIZES: [(u64, u64); 5] = [(1, 8), (1, 4), (1, 2), (3, 4), (1, 1)];
+const PROCESSES: u64 = 2;
+
+/// Interactions for each entity.
+const INTERACTIONS: u64 = 10;
+
+/// Flags of `validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    #[command(flatten)]
+    run: RunArgs,
+
+    /// Entities to seed, and ten times as many interactions [default: 100000, with --quick 10000]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = entities)]
+    entities: Option<u64>,
+
+    /// Meet the rate limiter like everybody else: the run must then come out as invalid
+    #[arg(long)]
+    no_bypass: bool,
+}
+
+fn entities(text: &str) -> Result<u64, String> {
+    match text.parse::<i128>() {
+        Ok(n @ 80..=10_000_000) => Ok(n as u64),
+        Ok(_) => Err("it has to be 80 to 10000000".to_owned()),
+        Err(_) => Err("it has to be a whole number, like 10000".to_owned()),
+    }
+}
+
+/// Why a validation did not come to a verdict.
+#[derive(Debug, thiserror::Error)]
+pub enum ValidateError {
+    /// The flags or the place for the report make no sense.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The service's settings make no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The service does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The service does not take what it is seeded with.
+    #[error("the service could not be seeded: {0}")]
+    Seed(#[from] SeedError),
+    /// The load generator does not start.
+    #[error(transparent)]
+    Load(#[from] LoadTestError),
+    /// A process that measures memory failed.
+    #[error("memory could not be measured: {0}")]
+    Memory(String),
+    /// A file cannot be written, or a process not be started.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl ValidateError {
+    /// Was it the caller's doing?
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::Plan(_) | Self::Config(_) | Self::Start(_) | Self::Load(LoadTestError::Plan(_))
+        )
+    }
+}
+
+/// Runs the validation. The exit code says the verdict.
+///
+/// Without a database URL in `config` the service gets a SQLite file of its own, which is gone
+/// afterwards.
+///
+/// # Errors
+/// If anything keeps it from coming to a verdict.
+pub async fn validate(
+    args: ValidateArgs,
+    config: ConfigBuilder,
+    own_database: bool,
+) -> Result<ExitCode, ValidateError> {
+    let quick = args.run.quick;
+    let entities = args.entities.unwrap_or(if quick { 10_000 } else { 100_000 });
+    let folder = tempfile::tempdir()?;
+    let key = ApiKey::random();
+    let mut config = config.api_key(key.clone());
+    if own_database {
+        config = config.database_url(sqlite_url(folder.path()));
+    }
+    let config = config.build()?;
+    let session = Session::start("example-service", args.run, settings(&config, entities))?;
+    let service = Service::start(config).await?;
+    let result = load(session, &service, &key, entities, !args.no_bypass).await;
+    service.shutdown().await;
+    result
+}
+
+fn sqlite_url(folder: &Path) -> String {
+    format!("sqlite://{}?mode=rwc", folder.join("validate.db").display())
+}
+
+fn settings(config: &Config, entities: u64) -> Vec<(String, String)> {
+    let mut settings = config.describe();
+    settings.push(("entities".to_owned(), entities.to_string()));
+    settings.push(("interactions".to_owned(), (entities * INTERACTIONS).to_string()));
+    settings
+}
+
+async fn load(
+    mut session: Session,
+    service: &Service,
+    key: &ApiKey,
+    entities: u64,
+    bypass: bool,
+) -> Result<ExitCode, ValidateError> {
+    let seed = session.args().seed;
+    let plan = SeedPlan::new(entities, entities * INTERACTIONS, seed);
+    if !seed_service(&session, service, key, &plan).await? {
+        return Ok(session.finish(Vec::new(), None)?);
+    }
+
+    let quick = session.args().quick;
+    let duration =
+        session.args().duration.unwrap_or(Duration::from_secs(if quick { 5 } else { 60 }));
+    let warmup = session.args().warmup.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
+    let think_time = session.args().think_time.unwrap_or_default();
+    let users = session.args().users.unwrap_or(1_000);
+    let rate = session.args().rate.unwrap_or(2_000.0);
+    let test = |name: &str| {
+        LoadTest::new(service.router())
+            .name(name)
+            .scenario(workload::mix(&plan, key))
+            .warmup(warmup)
+            .duration(duration)
+            .pass_limiter(bypass)
+    };
+    session.say(&format!("closed: {users} users, {duration:?} after {warmup:?} of warm-up"));
+    let closed = test("closed").users(users).think_time(think_time);
+    session.run(closed.threshold(LATENCY).threshold(THROUGHPUT)).await?;
+    session.say(&format!("open: {rate} requests/s, {duration:?} after {warmup:?} of warm-up"));
+    session.run(test("open").rate(rate).threshold(LATENCY)).await?;
+
+    let (requirement, model) = match measure_memory(&session, entities, seed).await? {
+        Some(points) => judge_memory(&points),
+        None => (None, None),
+    };
+    let mut requirements = headline(session.runs());
+    requirements.extend(requirement);
+    Ok(session.finish(requirements, model)?)
+}
+
+/// Seeds the service through its own router, and waits until its model knows everything. False if it
+/// was interrupted.
+async fn seed_service(
+    session: &Session,
+    service: &Service,
+    key: &ApiKey,
+    plan: &SeedPlan,
+) -> Result<bool, ValidateError> {
+    let mut counter = session.counted("seeding", plan.total());
+    let seeder = Seeder::new(service.router(), key.clone());
+    let seeding = async {
+        seeder.run(plan, |progress| counter.set(progress.done)).await?;
+        seeder.wait_until_fresh(plan).await
+    };
+    let seeded = tokio::select! {
+        seeded = seeding => seeded.map(|()| true),
+        () = session.stop().stopped() => Ok(false),
+    };
+    counter.end();
+    Ok(seeded?)
+}
+
+/// The requirements on the runs, each where it came out worst.
+fn headline(runs: &[Run]) -> Vec<ThresholdResult> {
+    let worst_of = |expression: &str| {
+        runs.iter()
+            .flat_map(|run| &run.thresholds)
+            .filter(|result| result.expression == expression)
+            .max_by(|a, b| {
+                let room = |result: &ThresholdResult| result.margin.unwrap_or(f64::INFINITY);
+                a.verdict.cmp(&b.verdict).then(room(b).total_cmp(&room(a)))
+            })
+            .cloned()
+    };
+    [LATENCY, THROUGHPUT].into_iter().filter_map(worst_of).collect()
+}
+
+/// Peak memory of fresh processes at several sizes; `None` if it was interrupted.
+async fn measure_memory(
+    session: &Session,
+    entities: u64,
+    seed: u64,
+) -> Result<Option<Vec<(u64, u64)>>, ValidateError> {
+    let mut counter = session.counted("memory", SIZES.len() as u64 * PROCESSES);
+    let mut points = Vec::new();
+    for (numerator, denominator) in SIZES {
+        for process in 0..PROCESSES {
+            let size = entities * numerator / denominator;
+            tokio::select! {
+                point = measure_one(size, seed + process) => points.push(point?),
+                () = session.stop().stopped() => return Ok(None),
+            }
+            counter.set(points.len() as u64);
+        }
+    }
+    counter.end();
+    Ok(Some(points))
+}
+
+async fn measure_one(entities: u64, seed: u64) -> Result<(u64, u64), ValidateError> {
+    #[derive(Deserialize)]
+    struct Measured {
+        entities: u64,
+        peak_rss_bytes: u64,
+    }
+    let failed = |why: String| ValidateError::Memory(format!("{entities} entities: {why}"));
+    let output = Command::new(std::env::current_exe()?)
+        .args(["measure-memory", "--entities", &entities.to_string(), "--seed", &seed.to_string()])
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let measured: Measured =
+        serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
+    Ok((measured.entities, measured.peak_rss_bytes))
+}
+
+fn judge_memory(points: &[(u64, u64)]) -> (Option<ThresholdResult>, Option<MemoryModel>) {
+    match memory::fit(points, PROJECTED_ENTITIES) {
+        Ok(model) => {
+            let estimate = memory::judge(&model, MEMORY_LIMIT, Op::Less);
+            let result = estimate.judged(MEMORY, "", Op::Less, MEMORY_LIMIT, Unit::Bytes);
+            (Some(result), Some(model))
+        }
+        Err(why) => {
+            let result = ThresholdResult {
+                expression: MEMORY.to_owned(),
+                run: String::new(),
+                observed: None,
+                low: None,
+                high: None,
+                limit: MEMORY_LIMIT,
+                unit: Unit::Bytes,
+                margin: None,
+                samples: points.len() as u64,
+                verdict: Verdict::Inconclusive,
+                note: why,
+            };
+            (Some(result), None)
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The load generator, the layer and a router together, in process.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Path, Request},
+    http::StatusCode,
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use parallax_loadgen::{
+    LoadTest, LoadTestError, Report, Scenario, Stop, Verdict,
+    report::{Conservation, Run},
+};
+use parallax_middleware::{BypassPolicy, LoadPass, Perf};
+
+const SHORT: Duration = Duration::from_millis(400);
+
+fn millis(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// A router with a route for each way to answer, behind the layer.
+fn app() -> Router {
+    bare_app().layer(Perf::new().layer())
+}
+
+fn bare_app() -> Router {
+    Router::new()
+        .route("/fast", get(|| async { "tea" }))
+        .route("/items/{id}", get(|Path(id): Path<u64>| async move { id.to_string() }))
+        .route("/error", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
+        .route("/limited", get(|| async { StatusCode::TOO_MANY_REQUESTS }))
+        .route("/panic", get(panics))
+        .route(
+            "/slow",
+            get(|| async {
+                tokio::time::sleep(millis(50)).await;
+                "slow"
+            }),
+        )
+        .route(
+            "/never",
+            get(|| async {
+                std::future::pending::<()>().await;
+                "never"
+            }),
+        )
+}
+
+async fn panics() -> StatusCode {
+    // Without the hook's message on standard error, a thousand times over.
+    std::panic::resume_unwind(Box::new("on purpose"))
+}
+
+async fn run(test: LoadTest) -> Run {
+    let report = test.warmup(millis(50)).duration(SHORT).run().await.expect("the plan is valid");
+    report.runs.into_iter().next().expect("one run")
+}
+
+/// Every request is accounted for, and the layer counted the same ones.
+fn assert_conserved(conservation: &Conservation) {
+    let c = conservation;
+    assert_eq!(c.unexplained, 0, "{c:#?}");
+    assert_eq!(c.scheduled, c.dropped + c.sent + c.unsent, "{c:#?}");
+    assert_eq!(c.sent, c.outcomes.total() + c.in_flight, "{c:#?}");
+    assert!(c.sent > 0);
+}
+
+fn rules(run: &Run) -> Vec<&str> {
+    run.validity.reasons.iter().map(|reason| reason.rule.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn closed_users_are_counted_alike_on_both_sides() {
+    let run = run(LoadTest::new(app()).get("/fast").get("/items/7").users(20)).await;
+    assert_conserved(&run.conservation);
+    let server = run.conservation.server.as_ref().expect("the layer answered");
+    assert_eq!(server.recorded, run.conservation.sent);
+    assert_eq!((server.not_seen, server.foreign), (0, 0));
+    assert_eq!(run.pairs.paired, run.conservation.sent);
+    assert_eq!(run.pairs.negative, 0);
+
+    let names: Vec<&str> = run.client.routes.iter().map(|row| row.route.as_str()).collect();
+    assert_eq!(names, ["GET /fast", "GET /items/{id}"], "rows carry the layer's names");
+    let view = run.server.as_ref().expect("the layer answered");
+    for row in &run.client.routes {
+        let theirs = view
+            .routes
+            .iter()
+            .find(|theirs| format!("{} {}", theirs.method, theirs.route) == row.route)
+            .expect("the layer has the route");
+        assert_eq!(theirs.outcomes.ok, row.outcomes.ok);
+        assert_eq!(theirs.latency.count, row.server_time.summary.count);
+    }
+    // Request by request the layer's time lies within the client's, so it does in the mean.
+    let mean = |latency: &parallax_loadgen::report::Latency| latency.summary.mean_us.expect("some");
+    assert!(mean(&run.pairs.server_time) <= mean(&run.client.service_time));
+    assert!(mean(&run.client.service_time) <= mean(&run.client.response_time));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_rate_schedules_by_arithmetic() {
+    let run = run(LoadTest::new(app()).get("/fast").rate(1_000)).await;
+    assert_conserved(&run.conservation);
+    // 0.4 s at 1,000/s, whatever the machine was doing meanwhile.
+    assert_eq!(run.conservation.scheduled, 400);
+    assert_eq!(run.client.lag.summary.count, run.conservation.sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arrivals_past_the_bound_are_dropped_and_counted() {
+    let run = run(LoadTest::new(app()).get("/slow").rate(1_000).max_in_flight(5)).await;
+    assert_conserved(&run.conservation);
+    assert_eq!(run.conservation.scheduled, 400);
+    // Five at a time, 50 ms each: at most 100 a second and one more round.
+    assert!(run.conservation.sent <= 50, "{:?}", run.conservation);
+    assert_eq!(run.verdict, Verdict::Invalid);
+    assert!(rules(&run).contains(&"dropped"), "{:?}", run.validity);
+    let dropped: u64 = run.timeline.iter().map(|row| row.dropped).sum();
+    assert_eq!(dropped, run.conservation.dropped);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panicking_handler_ends_its_request_and_not_the_run() {
+    let run = run(LoadTest::new(app()).get("/panic").get("/fast").users(4)).await;
+    assert_conserved(&run.conservation);
+    assert!(run.conservation.outcomes.panicked > 0);
+    assert!(run.conservation.outcomes.ok > 0);
+    let view = run.server.expect("the layer answered");
+    let panicked: u64 = view.routes.iter().map(|route| route.outcomes.panicked).sum();
+    assert_eq!(panicked, run.conservation.outcomes.panicked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timeout_of_the_client_is_a_cancellation_for_the_layer() {
+    let test = LoadTest::new(app()).get("/never").get("/fast").users(4).timeout(millis(40));
+    let run = run(test).await;
+    assert_conserved(&run.conservation);
+    assert!(run.conservation.outcomes.timeout > 0);
+    let view = run.server.expect("the layer answered");
+    let cancelled: u64 = view.routes.iter().map(|route| route.outcomes.cancelled).sum();
+    assert_eq!(cancelled, run.conservation.outcomes.timeout);
+    assert!(view.routes.iter().all(|route| route.in_flight == 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_do_not_enter_success_latency() {
+    let run = run(LoadTest::new(app()).get("/error").get("/slow").users(4)).await;
+    assert_conserved(&run.conservation);
+    let c = &run.client;
+    assert_eq!(c.response_time.summary.count, run.conservation.outcomes.ok);
+    assert_eq!(c.failed.summary.count, run.conservation.outcomes.server_error);
+    // The errors are instant; one among the successes would show.
+    assert!(c.response_time.summary.min_us.expect("some") >= 50_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_clients_of_the_service_are_told_apart() {
+    let perf = Perf::new();
+    let app = bare_app().layer(perf.layer());
+    let stop = Stop::new();
+    let others = tokio::spawn({
+        let (app, stop) = (app.clone(), stop.clone());
+        async move {
+            let mut sent = 0_u64;
+            while !stop.is_stopped() {
+                let request = Request::get("/fast").body(axum::body::Body::empty()).expect("valid");
+                let response = tower::ServiceExt::oneshot(app.clone(), request).await;
+                let body = response.expect("infallible").into_body();
+                axum::body::to_bytes(body, 100).await.expect("short");
+                sent += 1;
+                tokio::time::sleep(millis(1)).await;
+            }
+            sent
+        }
+    });
+    let run = run(LoadTest::new(app).get("/fast").users(2)).await;
+    stop.stop();
+    let others = others.await.expect("no panic");
+    assert_conserved(&run.conservation);
+    let server = run.conservation.server.expect("the layer answered");
+    assert!(server.foreign > 0 && server.foreign <= others, "{server:?}, {others} sent");
+    assert_eq!(server.recorded - server.foreign, run.conservation.sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_layer_there_is_one_view_and_it_says_so() {
+    let run = run(LoadTest::new(bare_app()).get("/items/7").users(2)).await;
+    assert_eq!(run.conservation.unexplained, 0);
+    assert!(run.server.is_none() && run.conservation.server.is_none());
+    assert_eq!(run.pairs.paired, 0);
+    assert_eq!(run.client.routes[0].route, "GET /items/7");
+}
+
+/// 600 rejections of 1 ms beside 400 answers of about 100 ms, in every thousand.
+fn masquerade() -> Router {
+    let turn = Arc::new(AtomicU64::new(0));
+    Router::new()
+        .route(
+            "/",
+            get(move || {
+                let turn = turn.fetch_add(1, Relaxed);
+                async move {
+                    if turn % 10 < 6 {
+                        tokio::time::sleep(millis(1)).await;
+                        StatusCode::TOO_MANY_REQUESTS
+                    } else {
+                        tokio::time::sleep(millis(100)).await;
+                        StatusCode::OK
+                    }
+                }
+            }),
+        )
+        .layer(Perf::new().layer())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rejections_that_masquerade_as_fast_answers_make_a_run_invalid() {
+    let test = LoadTest::new(masquerade()).get("/").users(100).threshold("p95 < 500ms");
+    let run = run(test).await;
+    assert_conserved(&run.conservation);
+    assert_eq!(run.verdict, Verdict::Invalid);
+    assert_eq!(rules(&run), ["masquerade"], "{:?}", run.validity);
+    // The success median is that of the successes, not of the rejections.
+    assert!(run.client.response_time.summary.p50_us.expect("enough") >= 100_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_only_rejects_never_passes() {
+    let test = LoadTest::new(app()).get("/limited").users(4).threshold("p95 < 200ms");
+    let run = run(test).await;
+    assert_eq!(run.verdict, Verdict::Invalid);
+    assert!(rules(&run).contains(&"masquerade"), "{:?}", run.validity);
+    assert_eq!(run.client.response_time.summary.count, 0);
+    assert_eq!(run.thresholds[0].observed, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_threshold_on_a_mistyped_route_is_invalid_and_names_the_routes() {
+    let test = LoadTest::new(app())
+        .get("/items/7")
+        .users(2)
+        .threshold(r#"p95{route="GET /item/{id}"} < 200ms"#);
+    let run = run(test).await;
+    assert_eq!(run.verdict, Verdict::Invalid);
+    let reason = &run.validity.reasons[0];
+    assert_eq!(reason.rule, "no_samples");
+    assert!(reason.message.contains("GET /items/{id}"), "{}", reason.message);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_in_process_pass_goes_around_the_limiter_and_is_counted() {
+    async fn turn_away(_: Request, _: Next) -> Response {
+        StatusCode::TOO_MANY_REQUESTS.into_response()
+    }
+    let limited = || {
+        let perf = Perf::new();
+        bare_app()
+            .layer(perf.bypass(BypassPolicy::in_process()).around(from_fn(turn_away)))
+            .layer(perf.layer())
+    };
+    let passing = run(LoadTest::new(limited()).get("/fast").users(2).pass_limiter(true)).await;
+    assert_conserved(&passing.conservation);
+    assert_eq!(passing.conservation.outcomes.ok, passing.conservation.sent);
+    let view = passing.server.expect("the layer answered");
+    assert_eq!(view.routes[0].bypassed, passing.conservation.sent);
+    let limiter = view.limiter.expect("it did something");
+    assert_eq!((limiter.bypassed, limiter.limited), (passing.conservation.sent, 0));
+
+    let limited = run(LoadTest::new(limited()).get("/fast").users(2)).await;
+    assert_eq!(limited.conservation.outcomes.limited, limited.conservation.sent);
+    assert_eq!(limited.verdict, Verdict::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_is_used_up_by_the_limiter_it_passes() {
+    async fn sees_pass(request: Request) -> StatusCode {
+        match request.extensions().get::<LoadPass>() {
+            Some(_) => StatusCode::IM_A_TEAPOT,
+            None => StatusCode::OK,
+        }
+    }
+    let perf = Perf::new();
+    let app = Router::new()
+        .route("/", get(sees_pass))
+        .layer(perf.bypass(BypassPolicy::in_process()).around(tower::layer::util::Identity::new()))
+        .layer(perf.layer());
+    let run = run(LoadTest::new(app).get("/").users(1).pass_limiter(true)).await;
+    assert_eq!(run.conservation.outcomes.ok, run.conservation.sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_run_drains_and_reports_what_there_is() {
+    for open in [false, true] {
+        let stop = Stop::new();
+        let test =
+            LoadTest::new(app()).get("/slow").stop_on(&stop).duration(Duration::from_secs(600));
+        let test = if open { test.rate(500) } else { test.users(20) };
+        let run = tokio::spawn(test.warmup(Duration::ZERO).run());
+        tokio::time::sleep(millis(300)).await;
+        stop.stop();
+        let report = run.await.expect("no panic").expect("valid");
+        assert!(report.interrupted);
+        assert!(report.runs[0].measured_s < 60.0);
+        assert_conserved(&report.runs[0].conservation);
+        assert_eq!(report.runs[0].conservation.in_flight, 0, "answers under way were waited for");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_seed_sends_the_same_requests() {
+    async fn sent(seed: u64) -> Vec<String> {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let app = Router::new().fallback({
+            let seen = seen.clone();
+            move |request: Request| async move {
+                seen.lock().expect("no panic").push(request.uri().path().to_owned());
+            }
+        });
+        let mix = Scenario::new().step("random", 1, |rng| {
+            use rand::RngExt;
+            let id: u32 = rng.random();
+            Request::get(format!("/{id}")).body(Bytes::new()).expect("valid")
+        });
+        // One user, so that the order is the user's.
+        run(LoadTest::new(app).scenario(mix).users(1).seed(seed)).await;
+        let mut seen = seen.lock().expect("no panic").clone();
+        seen.truncate(100);
+        seen
+    }
+    assert_eq!(sent(7).await, sent(7).await);
+    assert_ne!(sent(7).await, sent(8).await);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_run_say_why() {
+    async fn refusal(test: LoadTest) -> String {
+        match test.run().await {
+            Err(LoadTestError::Plan(error)) => error.to_string(),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+    let test = || LoadTest::new(app()).get("/fast");
+    assert!(refusal(LoadTest::new(app())).await.contains("sends nothing"));
+    assert!(refusal(test().rate(0)).await.contains("0 requests per second"));
+    assert!(refusal(test().rate(f64::NAN)).await.contains("NaN"));
+    assert!(refusal(test().users(0)).await.contains("0 users"));
+    assert!(refusal(test().duration(Duration::ZERO)).await.contains("0ns"));
+    assert!(refusal(test().timeout(Duration::ZERO)).await.contains("timeout"));
+    assert!(refusal(test().max_in_flight(0)).await.contains("bound of 0"));
+    assert!(refusal(test().get("no path at all")).await.contains("no path at all"));
+    let threshold = refusal(test().threshold("p95 <> 3ms")).await;
+    assert!(threshold.contains('^'), "{threshold}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_slo_is_an_assertion() {
+    let report: Report = LoadTest::new(app())
+        .get("/fast")
+        .users(4)
+        .warmup(millis(50))
+        .duration(Duration::from_secs(3))
+        .threshold("p99 < 5s")
+        .threshold("errors < 1%")
+        .threshold("rate >= 1/s")
+        .run()
+        .await
+        .expect("the plan is valid");
+    report.assert_passed();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_slo_fails_the_test_with_the_figures() {
+    let report = LoadTest::new(app())
+        .get("/slow")
+        .users(50)
+        .warmup(millis(50))
+        .duration(Duration::from_secs(3))
+        .threshold("p95 < 10ms")
+        .run()
+        .await
+        .expect("the plan is valid");
+    assert_eq!(report.verdict, Verdict::Fail);
+    let panic = std::panic::catch_unwind(|| report.assert_passed()).expect_err("it fails");
+    let message = panic.downcast_ref::<String>().expect("a message");
+    assert!(message.contains("p95 < 10ms") && message.contains("fail"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dropped_run_sends_nothing_more() {
+    for open in [false, true] {
+        let perf = Perf::new();
+        let test = LoadTest::new(bare_app().layer(perf.layer())).get("/fast");
+        let test = if open { test.rate(2_000) } else { test.users(4) };
+        let run = test.warmup(Duration::ZERO).duration(Duration::from_secs(600)).run();
+        tokio::time::timeout(millis(200), run).await.expect_err("it is far from done");
+        // What was on its way may still arrive; then nothing does.
+        tokio::time::sleep(millis(200)).await;
+        let sent = perf.snapshot().entered();
+        assert!(sent > 0);
+        tokio::time::sleep(millis(200)).await;
+        assert_eq!(perf.snapshot().entered(), sent, "open: {open}");
+    }
+}
