@@ -6,7 +6,7 @@ use parallax_middleware::samples_needed;
 use super::{
     mix_in_words, number, plan_in_words,
     plot::{self, Limit, Series},
-    why,
+    unsupported, why,
 };
 use crate::{
     report::{
@@ -78,13 +78,14 @@ fn requirements(results: &[ThresholdResult]) -> Markup {
             table {
                 thead {
                     tr {
-                        th { "requirement" } th { "observed" } th { "interval" } th { "limit" }
-                        th { "margin" } th { "samples" } th { "verdict" }
+                        th { "verdict" } th.text { "requirement" } th { "observed" }
+                        th { "interval" } th { "limit" } th { "margin" } th { "samples" }
                     }
                 }
                 tbody {
                     @for result in results {
                         tr class=(result.verdict) {
+                            td { (badge(result.verdict)) }
                             td.text {
                                 b { (result.expression) }
                                 @if !result.run.is_empty() { span.soft { " in " (result.run) } }
@@ -95,7 +96,6 @@ fn requirements(results: &[ThresholdResult]) -> Markup {
                             td { (number::value(result.limit, result.unit)) }
                             td { (margin(result.margin)) }
                             td { (number::count(result.samples)) }
-                            td { (badge(result.verdict)) }
                         }
                     }
                 }
@@ -137,11 +137,7 @@ fn run_section(report: &Report, run: &Run) -> Markup {
 
 fn plots(report: &Report, run: &Run) -> Markup {
     let series = [
-        Series {
-            name: "response time",
-            class: "response",
-            curve: &run.client.response_time.curve,
-        },
+        Series { name: "response time", class: "response", curve: &run.client.response_time.curve },
         Series { name: "service time", class: "service", curve: &run.client.service_time.curve },
         Series { name: "server time", class: "server", curve: &run.pairs.server_time.curve },
     ];
@@ -249,6 +245,10 @@ fn block(name: &str, rate: f64, outcomes: &ClientOutcomes, rows: &[(&str, &Laten
                     @for (kind, count) in &outcomes.named()[1..] {
                         @if *count > 0 { ", " (number::count(*count)) " " (kind.replace('_', " ")) }
                     }
+                    // The first view tells what is missing in all of them.
+                    @for (percentile, q) in unsupported(rows[0].1) {
+                        "; " (percentile) " n/a (needs " (number::count(samples_needed(q))) " samples)"
+                    }
                 }
             }
         }
@@ -261,13 +261,13 @@ fn block(name: &str, rate: f64, outcomes: &ClientOutcomes, rows: &[(&str, &Laten
 fn latency_row(label: &str, latency: &Latency, first: bool) -> Markup {
     let summary = &latency.summary;
     let figures = [
-        (Some(0.5), summary.p50_us),
-        (Some(0.9), summary.p90_us),
-        (Some(0.95), summary.p95_us),
-        (Some(0.99), summary.p99_us),
-        (Some(0.999), summary.p999_us),
-        (None, summary.max_us),
-        (None, summary.mean_us),
+        summary.p50_us,
+        summary.p90_us,
+        summary.p95_us,
+        summary.p99_us,
+        summary.p999_us,
+        summary.max_us,
+        summary.mean_us,
     ];
     html! {
         tr.first[first] {
@@ -275,16 +275,9 @@ fn latency_row(label: &str, latency: &Latency, first: bool) -> Markup {
             @if summary.count == 0 {
                 td.soft colspan="7" { "no samples" }
             } @else {
-                @for (q, us) in figures {
-                    @match (q, us) {
-                        (_, Some(us)) => { td { (number::duration(us)) } }
-                        (Some(q), None) => {
-                            td.soft {
-                                "n/a (needs " (number::count(samples_needed(q))) " samples)"
-                            }
-                        }
-                        (None, None) => { td.soft { (number::NONE) } }
-                    }
+                @for us in figures {
+                    @if let Some(us) = us { td { (number::duration(us)) } }
+                    @else { td.soft { "n/a" } }
                 }
             }
         }
@@ -323,7 +316,8 @@ fn conservation(counts: &Conservation) -> Markup {
 /// `None` if nothing is known.
 fn process(run: &Run) -> Option<Markup> {
     let server = run.server.as_ref()?;
-    let busy = server.runtime.as_ref().and_then(|runtime| Some((runtime.workers, runtime.busy_ratio?)));
+    let busy =
+        server.runtime.as_ref().and_then(|runtime| Some((runtime.workers, runtime.busy_ratio?)));
     let rss = run.resources.iter().filter_map(|row| row.rss_bytes);
     let peak = rss.chain(server.process.rss_bytes).max();
     Some(html! {
@@ -476,5 +470,19 @@ mod tests {
         }
     }
 
-    #[test] fn zz_dump() { for (n, r) in [("p", fixture::passed()), ("i", fixture::invalid()), ("h", fixture::hostile_and_empty())] { std::fs::write(format!("/tmp/b-{n}.html"), html(&r)).unwrap(); std::fs::write(format!("/tmp/b-{n}.txt"), crate::render::text(&r, crate::render::Style::default())).unwrap(); } }
+    #[test]
+    fn zz_dump() {
+        for (n, r) in [
+            ("p", fixture::passed()),
+            ("i", fixture::invalid()),
+            ("h", fixture::hostile_and_empty()),
+        ] {
+            std::fs::write(format!("/tmp/b-{n}.html"), html(&r)).unwrap();
+            std::fs::write(
+                format!("/tmp/b-{n}.txt"),
+                crate::render::text(&r, crate::render::Style::default()),
+            )
+            .unwrap();
+        }
+    }
 }

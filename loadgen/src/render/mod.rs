@@ -16,7 +16,7 @@ pub use html::html;
 pub use json::json;
 pub use text::{Style, text};
 
-use crate::report::{Model, PlanSummary, Report, ThresholdResult, Verdict};
+use crate::report::{Latency, Model, PlanSummary, Report, ThresholdResult, Verdict};
 
 /// Every requirement of a report, those of the whole first.
 fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
@@ -124,4 +124,20 @@ fn mix_in_words(plan: &PlanSummary) -> String {
         plan.mix.iter().map(|(name, weight)| format!("{name} \u{d7} {weight}")).collect();
     let mix = if mix.is_empty() { "no requests named".to_owned() } else { mix.join(", ") };
     if plan.bypasses_limiter { format!("{mix}; the load passes by the limiter") } else { mix }
+}
+
+/// The percentiles that too few samples support, by name and quantile; none if nothing was recorded at
+/// all, which is said otherwise.
+fn unsupported(latency: &Latency) -> impl Iterator<Item = (&'static str, f64)> {
+    let summary = latency.summary;
+    [
+        ("p50", 0.5, summary.p50_us),
+        ("p90", 0.9, summary.p90_us),
+        ("p95", 0.95, summary.p95_us),
+        ("p99", 0.99, summary.p99_us),
+        ("p99.9", 0.999, summary.p999_us),
+    ]
+    .into_iter()
+    .filter(move |(_, _, us)| summary.count > 0 && us.is_none())
+    .map(|(name, q, _)| (name, q))
 }

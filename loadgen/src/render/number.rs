@@ -46,11 +46,8 @@ pub(crate) fn percent(ratio: f64) -> String {
         p if p >= 0.995 || p == 0.0 => format!("{p:.2}"),
         p => format!("{p:.3}"),
     };
-    let text = if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &text
-    };
+    let text =
+        if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{sign}{text} %")
 }
 
@@ -154,7 +151,10 @@ mod tests {
         ] {
             assert_eq!(duration(us), text);
         }
-        assert_eq!((seconds(60.0), seconds(0.5), seconds(1.25)), ("60 s".to_owned(), "500 ms".to_owned(), "1.25 s".to_owned()));
+        assert_eq!(
+            (seconds(60.0), seconds(0.5), seconds(1.25)),
+            ("60 s".to_owned(), "500 ms".to_owned(), "1.25 s".to_owned())
+        );
     }
 
     #[test]
@@ -162,10 +162,19 @@ mod tests {
         assert_eq!(bytes(512.0), "512 B");
         assert_eq!(bytes(2_147_483_648.0), "2.00 GiB");
         assert_eq!(bytes(365_000_000.0), "348 MiB");
-        assert_eq!((count(0), count(999), count(1_000)), ("0".into(), "999".into(), "1,000".into()));
+        assert_eq!(
+            (count(0), count(999), count(1_000)),
+            ("0".into(), "999".into(), "1,000".into())
+        );
         assert_eq!(count(u64::MAX), "18,446,744,073,709,551,615");
         assert_eq!(per_second(1_234_567.8), "1,234,568/s");
-        assert_eq!((percent(0.0), percent(0.001), percent(0.943)), ("0 %".into(), "0.1 %".into(), "94.3 %".into()));
-        assert_eq!((percent(1.0), percent(-0.25), percent(12.5)), ("100 %".into(), "\u{2212}25 %".into(), "1,250 %".into()));
+        assert_eq!(
+            (percent(0.0), percent(0.001), percent(0.943)),
+            ("0 %".into(), "0.1 %".into(), "94.3 %".into())
+        );
+        assert_eq!(
+            (percent(1.0), percent(-0.25), percent(12.5)),
+            ("100 %".into(), "\u{2212}25 %".into(), "1,250 %".into())
+        );
     }
 }

@@ -92,9 +92,9 @@ pub(crate) fn percentiles(series: &[Series], limits: &[Limit]) -> Markup {
                 g class={ "line " (line.class) } {
                     (polyline(&at))
                     @for (name, q) in &ticks[1..] {
-                        @if let Some((_, us)) = shown.iter().find(|(at, _)| *at >= q - 1e-9) {
-                            circle cx=(c(across(*q))) cy=(c(up(*us))) r="3" {
-                                title { (line.name) ", " (name) ": " (number::duration(*us)) }
+                        @if let Some(us) = between(&shown, *q) {
+                            circle cx=(c(across(*q))) cy=(c(up(us))) r="3" {
+                                title { (line.name) ", " (name) ": " (number::duration(us)) }
                             }
                         }
                     }
@@ -265,6 +265,18 @@ fn nines(q: f64) -> f64 {
     -(1.0 - q.clamp(0.0, 1.0)).max(1e-9).log10()
 }
 
+/// The value at a quantile, where the drawn line passes it; `None` past the ends.
+fn between(curve: &[&(f64, f64)], q: f64) -> Option<f64> {
+    let next = curve.iter().position(|(at, _)| *at >= q - 1e-9)?;
+    let (q2, us2) = *curve[next];
+    let Some((q1, us1)) = next.checked_sub(1).map(|previous| *curve[previous]) else {
+        return (q2 <= q + 1e-9).then_some(us2);
+    };
+    // Straight on a logarithmic axis.
+    let share = ((nines(q) - nines(q1)) / (nines(q2) - nines(q1))).clamp(0.0, 1.0);
+    Some(us1 * (us2 / us1).powf(share))
+}
+
 fn extremes(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |found, value| match found {
         None => Some((value, value)),
@@ -356,6 +368,17 @@ mod tests {
         rows.iter_mut().for_each(|row| row.ok = 0);
         let drawn = over_time(&rows).into_string();
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
+    }
+
+    #[test]
+    fn a_mark_lies_on_its_line() {
+        let curve = [(0.0, 1.0), (0.9, 100.0), (0.99, 200.0)];
+        let curve: Vec<_> = curve.iter().collect();
+        assert_eq!(between(&curve, 0.9), Some(100.0));
+        let half = between(&curve, 1.0 - 10_f64.powf(-0.5)).expect("inside");
+        assert!((half - 10.0).abs() < 1e-6, "{half}");
+        assert_eq!(between(&curve, 0.999), None);
+        assert_eq!(between(&curve[1..], 0.5), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
-use super::{mix_in_words, number, plan_in_words, why};
+use super::{mix_in_words, number, plan_in_words, unsupported, why};
 use crate::report::{
     ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run, ThresholdResult, TimelineRow,
     Unit, Verdict,
@@ -73,8 +73,11 @@ impl Page {
         );
         self.wrapped(0, DIM, &machine);
         if !environment.settings.is_empty() {
-            let settings: Vec<_> =
-                environment.settings.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+            let settings: Vec<_> = environment
+                .settings
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}"))
+                .collect();
             self.wrapped(0, DIM, &settings.join("; "));
         }
     }
@@ -191,21 +194,12 @@ impl Page {
             self.latency(label, latency);
         }
         // The first view tells what is missing in all of them.
-        let summary = &views[0].1.summary;
-        let missing: Vec<_> = [
-            ("p50", 0.5, summary.p50_us),
-            ("p90", 0.9, summary.p90_us),
-            ("p95", 0.95, summary.p95_us),
-            ("p99", 0.99, summary.p99_us),
-            ("p99.9", 0.999, summary.p999_us),
-        ]
-        .into_iter()
-        .filter(|(_, _, value)| value.is_none())
-        .map(|(name, q, _)| {
-            format!("{name} n/a (needs {} samples)", number::count(samples_needed(q)))
-        })
-        .collect();
-        if summary.count > 0 && !missing.is_empty() {
+        let missing: Vec<_> = unsupported(views[0].1)
+            .map(|(name, q)| {
+                format!("{name} n/a (needs {} samples)", number::count(samples_needed(q)))
+            })
+            .collect();
+        if !missing.is_empty() {
             self.wrapped(4, DIM, &missing.join(", "));
         }
     }
@@ -355,7 +349,8 @@ impl Page {
             [] => "nothing was required".to_owned(),
             counts => format!("requirements: {}", counts.join(", ")),
         };
-        let invalid = report.runs.iter().filter(|run| run.validity.verdict != Verdict::Pass).count();
+        let invalid =
+            report.runs.iter().filter(|run| run.validity.verdict != Verdict::Pass).count();
         let runs = match (invalid, report.runs.len()) {
             (_, 0) => "no run".to_owned(),
             (0, 1) => "the run is valid".to_owned(),
@@ -537,7 +532,9 @@ mod tests {
     fn the_verdict_stands_first_and_last() {
         let page = plain(&fixture::passed());
         assert!(page.starts_with("PASS  Recommendation service"), "{page}");
-        assert!(page.lines().nth(1).is_some_and(|line| line.starts_with("All 4 requirements hold")));
+        assert!(
+            page.lines().nth(1).is_some_and(|line| line.starts_with("All 4 requirements hold"))
+        );
         let last = page.lines().last().expect("it has lines");
         assert_eq!(last, "PASS  requirements: 4 pass; all 2 runs are valid");
     }
