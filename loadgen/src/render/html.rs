@@ -469,20 +469,4 @@ mod tests {
             assert_eq!(utc(unix_s), text);
         }
     }
-
-    #[test]
-    fn zz_dump() {
-        for (n, r) in [
-            ("p", fixture::passed()),
-            ("i", fixture::invalid()),
-            ("h", fixture::hostile_and_empty()),
-        ] {
-            std::fs::write(format!("/tmp/b-{n}.html"), html(&r)).unwrap();
-            std::fs::write(
-                format!("/tmp/b-{n}.txt"),
-                crate::render::text(&r, crate::render::Style::default()),
-            )
-            .unwrap();
-        }
-    }
 }
