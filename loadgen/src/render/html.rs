@@ -108,7 +108,7 @@ fn requirements(results: &[ThresholdResult]) -> Markup {
 fn margin(margin: Option<f64>) -> Markup {
     html! {
         @if let Some(margin) = margin {
-            (number::percent(margin))
+            (number::margin(margin))
             span.meter aria-hidden="true" {
                 i style={ "width:" (format!("{:.0}", margin.clamp(0.0, 1.0) * 100.0)) "%" } {}
             }
@@ -390,7 +390,9 @@ fn badge(verdict: Verdict) -> Markup {
 fn utc(unix_s: f64) -> String {
     let seconds = unix_s.max(0.0) as u64;
     let (mut day, second) = (seconds / 86_400, seconds % 86_400);
-    let leap = |year: u64| (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let days_of = |year| 365 + u64::from(leap(year));
     // Year by year is fast enough for any year that a clock shows; a broken one stops here.
     let mut year = 1970;

@@ -66,7 +66,7 @@ fn why(report: &Report) -> String {
                 .filter_map(|result| Some((result.margin?, &result.expression)))
                 .min_by(|a, b| a.0.total_cmp(&b.0));
             let room = tightest.map_or_else(String::new, |(margin, expression)| {
-                let margin = number::percent(margin);
+                let margin = number::margin(margin);
                 format!(" The tightest, {expression}, has {margin} to spare.")
             });
             match all.len() {

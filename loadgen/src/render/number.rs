@@ -23,7 +23,7 @@ pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -49,6 +49,15 @@ pub(crate) fn percent(ratio: f64) -> String {
     let text =
         if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     format!("{sign}{text} %")
+}
+
+/// Room under a limit; past ten times the limit as a multiple of it.
+pub(crate) fn margin(ratio: f64) -> String {
+    if ratio.abs() < 10.0 {
+        return percent((ratio * 1e3).round() / 1e3);
+    }
+    let sign = if ratio < 0.0 { "\u{2212}" } else { "" };
+    format!("{sign}{} \u{d7}", plain(ratio.abs()))
 }
 
 /// A figure in its unit.
@@ -171,6 +180,10 @@ mod tests {
         assert_eq!(
             (percent(0.0), percent(0.001), percent(0.943)),
             ("0 %".into(), "0.1 %".into(), "94.3 %".into())
+        );
+        assert_eq!(
+            (margin(0.9434), margin(-0.05), margin(-200.0)),
+            ("94.3 %".into(), "\u{2212}5 %".into(), "\u{2212}200 \u{d7}".into())
         );
         assert_eq!(
             (percent(1.0), percent(-0.25), percent(12.5)),

@@ -37,7 +37,9 @@ pub(crate) struct Limit<'a> {
 /// users feel, is as wide as the body; y is logarithmic.
 pub(crate) fn percentiles(series: &[Series], limits: &[Limit]) -> Markup {
     let points = || series.iter().flat_map(|line| line.curve.iter().copied());
-    let drawn = |(q, us): &(f64, f64)| q.is_finite() && us.is_finite() && *us > 0.0;
+    // The first line is the one that limits are about.
+    let judged: Vec<_> =
+        series.first().map_or(&[][..], |line| line.curve).iter().filter(|p| drawn(p)).collect();
     let most_nines = points().filter(drawn).map(|(q, _)| nines(q)).fold(0.0, f64::max);
     if most_nines <= 0.0 {
         return nothing("Too few samples for a percentile plot.");
@@ -77,11 +79,14 @@ pub(crate) fn percentiles(series: &[Series], limits: &[Limit]) -> Markup {
                 "percentile, each nine equally wide"
             }
             @for limit in &limits {
+                // Where the line runs above the limit, its words go below, and the other way round.
+                @let broken = between(&judged, limit.quantile).is_some_and(|us| us > limit.us);
+                @let words = if broken { 15.0 } else { -6.0 };
                 @let (x, y) = (across(limit.quantile), up(limit.us));
                 g.limit {
                     title { "limit: " (limit.expression) }
                     line x1=(c((x - 26.0).max(LEFT))) x2=(c((x + 26.0).min(WIDTH - RIGHT))) y1=(c(y)) y2=(c(y)) {}
-                    text x=(c(x.clamp(LEFT + 40.0, WIDTH - RIGHT - 50.0))) y=(c(y - 6.0)) text-anchor="middle" {
+                    text x=(c(x.clamp(LEFT + 40.0, WIDTH - RIGHT - 50.0))) y=(c(y + words)) text-anchor="middle" {
                         (limit.expression)
                     }
                 }
@@ -263,6 +268,11 @@ impl Linear {
 fn nines(q: f64) -> f64 {
     // Past nine of them there is no run long enough.
     -(1.0 - q.clamp(0.0, 1.0)).max(1e-9).log10()
+}
+
+/// A logarithmic axis has no place for zero, and no axis has one for what is no number.
+fn drawn((q, us): &(f64, f64)) -> bool {
+    q.is_finite() && us.is_finite() && *us > 0.0
 }
 
 /// The value at a quantile, where the drawn line passes it; `None` past the ends.

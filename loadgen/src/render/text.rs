@@ -106,7 +106,7 @@ impl Page {
                 &number::maybe(result.observed, result.unit),
                 &number::interval(result),
                 &number::value(result.limit, result.unit),
-                &result.margin.map_or_else(|| number::NONE.to_owned(), margin),
+                &result.margin.map_or_else(|| number::NONE.to_owned(), number::margin),
             );
             let verdict = self.paint(verdict_style(result.verdict), &result.verdict.to_string());
             self.line(&format!("{figures} {verdict}"));
@@ -185,7 +185,7 @@ impl Page {
             number::count(outcomes.ok),
             number::count(outcomes.failed())
         );
-        let room = WIDTH - 2 - counts.len() - 2;
+        let room = (WIDTH - 2).saturating_sub(counts.len() + 2);
         let name = fitted(name, room);
         let gap = " ".repeat(room + 2 - width(&name));
         let name = self.paint(BOLD, &name);
@@ -438,11 +438,6 @@ fn row(label: &str, observed: &str, interval: &str, limit: &str, margin: &str) -
 
 fn cell(text: &str) -> String {
     format!("{text:>CELL$}")
-}
-
-/// A margin far beyond its limit has no need of decimals.
-fn margin(ratio: f64) -> String {
-    if ratio.abs() >= 0.1 { format!("{:.0} %", ratio * 100.0) } else { number::percent(ratio) }
 }
 
 fn width(text: &str) -> usize {
