@@ -197,6 +197,12 @@ impl Tally {
         self.timeline.drop_arrival(intended);
     }
 
+    /// The measured interval ended at `end`: whatever did not happen by then did not happen.
+    pub(crate) fn close(&mut self, end: Duration) {
+        let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
+        timelines.chain([&mut self.timeline]).for_each(|slots| slots.close(end));
+    }
+
     /// How the finished requests ended.
     pub(crate) fn outcomes(&self) -> ClientOutcomes {
         self.finished
@@ -319,6 +325,11 @@ impl Slots {
         let in_pairs = |counts: &[u64]| counts.chunks(2).map(|pair| pair.iter().sum()).collect();
         self.dropped = in_pairs(&self.dropped);
         self.completed = in_pairs(&self.completed);
+    }
+
+    /// Makes the slots up to `end`, so that a silence counts as nothing done, not as no time passed.
+    fn close(&mut self, end: Duration) {
+        self.index(end.saturating_sub(Duration::from_nanos(1)));
     }
 
     pub(crate) fn width(&self) -> Duration {

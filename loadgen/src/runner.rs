@@ -174,16 +174,18 @@ impl<S: InProcess> Phase<'_, S> {
         };
         let sent = load.sink.total_sent();
         let interrupted = load.stop.is_stopped() && paced.ended < load.end;
-        let tally = Tally::new(self.plan, duration);
+        let measured = paced.ended.min(load.end).saturating_duration_since(load.start);
+        let mut tally = std::mem::replace(&mut *load.tally.lock(), Tally::new(self.plan, duration));
+        tally.close(measured);
         Ok(Findings {
-            tally: std::mem::replace(&mut *load.tally.lock(), tally),
+            tally,
             scheduled: paced.scheduled,
             dropped: paced.dropped,
             sent,
             unsent: paced.scheduled - paced.taken,
             in_flight,
             started_at,
-            measured: paced.ended.min(load.end).saturating_duration_since(load.start),
+            measured,
             interrupted,
             server,
             resources,

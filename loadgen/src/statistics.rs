@@ -568,16 +568,12 @@ impl Support {
         (low, high)
     }
 
+    /// Nothing to say where requests are as good as independent.
     fn note(&self, samples: u64) -> String {
-        let design_effect = samples as f64 / self.effective;
-        if design_effect < 1.05 {
-            String::new()
-        } else {
-            format!(
-                "neighbouring requests are alike: {samples} samples are worth {:.0} independent ones",
-                self.effective
-            )
+        if samples as f64 / self.effective < 1.05 {
+            return String::new();
         }
+        format!("worth {:.0} independent samples: neighbouring requests are alike", self.effective)
     }
 }
 

@@ -1,0 +1,143 @@
+//! What a report looks like: on a terminal, as JSON, as a page.
+//!
+//! Every rendering is made from the [`Report`] alone, offline, and the same report renders to the same
+//! bytes.
+
+mod html;
+mod json;
+pub(crate) mod number;
+mod plot;
+mod text;
+
+#[cfg(test)]
+pub(crate) mod fixture;
+
+pub use html::html;
+pub use json::json;
+pub use text::{Style, text};
+
+use crate::report::{Latency, Model, PlanSummary, Report, ThresholdResult, Verdict};
+
+/// Every requirement of a report, those of the whole first.
+fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
+    report.thresholds.iter().chain(report.runs.iter().flat_map(|run| &run.thresholds))
+}
+
+/// Why the verdict is what it is, in a sentence or two.
+fn why(report: &Report) -> String {
+    let all: Vec<_> = requirements(report).collect();
+    let with = |verdict| all.iter().filter(move |result| result.verdict == verdict);
+    let sentence = match report.verdict {
+        Verdict::Invalid => {
+            let mut reasons = report.runs.iter().flat_map(|run| {
+                run.validity.reasons.iter().map(move |reason| (&run.name, &reason.message))
+            });
+            if let Some((run, message)) = reasons.next() {
+                let more = match reasons.count() {
+                    0 => String::new(),
+                    n => format!(" ({n} more below.)"),
+                };
+                format!("The figures cannot be believed: in {run}, {}{more}", stopped(message))
+            } else if let Some(result) = with(Verdict::Invalid).next() {
+                format!("{} cannot be judged: {}", result.expression, stopped(&result.note))
+            } else {
+                "The figures cannot be believed.".to_owned()
+            }
+        }
+        Verdict::Fail => {
+            let worst = with(Verdict::Fail).next().map_or_else(String::new, |result| {
+                format!(" {}: {}.", result.expression, found_against_limit(result))
+            });
+            format!("{} of {} requirements failed.{worst}", with(Verdict::Fail).count(), all.len())
+        }
+        Verdict::Inconclusive => {
+            let first = with(Verdict::Inconclusive).next().map_or_else(String::new, |result| {
+                format!(" {}: {}", result.expression, stopped(&result.note))
+            });
+            let count = with(Verdict::Inconclusive).count();
+            format!("{count} of {} requirements could not be decided.{first}", all.len())
+        }
+        Verdict::Pass if all.is_empty() => {
+            "The figures are valid; nothing was required of them.".to_owned()
+        }
+        Verdict::Pass => {
+            let tightest = all
+                .iter()
+                .filter_map(|result| Some((result.margin?, &result.expression)))
+                .min_by(|a, b| a.0.total_cmp(&b.0));
+            let room = tightest.map_or_else(String::new, |(margin, expression)| {
+                let margin = number::margin(margin);
+                format!(" The tightest, {expression}, has {margin} to spare.")
+            });
+            match all.len() {
+                1 => format!("The one requirement holds.{room}"),
+                n => format!("All {n} requirements hold.{room}"),
+            }
+        }
+    };
+    if report.interrupted {
+        format!("{sentence} The run was interrupted; this is what was found until then.")
+    } else {
+        sentence
+    }
+}
+
+/// What was found and what would have been right: `observed 1.23 s, limit 200 ms`.
+fn found_against_limit(result: &ThresholdResult) -> String {
+    let observed = result
+        .observed
+        .map_or_else(|| "no figure".to_owned(), |value| number::value(value, result.unit));
+    format!("observed {observed}, limit {}", number::value(result.limit, result.unit))
+}
+
+/// A text as a sentence: with a full stop, and only one.
+fn stopped(text: &str) -> String {
+    format!("{}.", text.trim_end_matches('.'))
+}
+
+/// A plan in a sentence.
+fn plan_in_words(plan: &PlanSummary) -> String {
+    let load = match plan.model {
+        Model::Closed => format!(
+            "{} users, each waiting for its answer",
+            number::count(plan.users.unwrap_or(0) as u64)
+        ),
+        Model::Open => format!(
+            "{} arrivals a second, whether answered or not",
+            number::plain(plan.rate.unwrap_or(0.0))
+        ),
+    };
+    format!(
+        "{load}; {} after {} of warm-up; at most {} in flight, timeout {}; {} transport; seed {}",
+        number::seconds(plan.duration_s),
+        number::seconds(plan.warmup_s),
+        number::count(plan.max_in_flight as u64),
+        number::seconds(plan.timeout_s),
+        plan.transport,
+        plan.seed
+    )
+}
+
+/// The requests of a plan and their weights, and how the load fares at the limiter.
+fn mix_in_words(plan: &PlanSummary) -> String {
+    let mix: Vec<_> =
+        plan.mix.iter().map(|(name, weight)| format!("{name} \u{d7} {weight}")).collect();
+    let mix = if mix.is_empty() { "no requests named".to_owned() } else { mix.join(", ") };
+    if plan.bypasses_limiter { format!("{mix}; the load passes by the limiter") } else { mix }
+}
+
+/// The percentiles that too few samples support, by name and quantile; none if nothing was recorded at
+/// all, which is said otherwise.
+fn unsupported(latency: &Latency) -> impl Iterator<Item = (&'static str, f64)> {
+    let summary = latency.summary;
+    [
+        ("p50", 0.5, summary.p50_us),
+        ("p90", 0.9, summary.p90_us),
+        ("p95", 0.95, summary.p95_us),
+        ("p99", 0.99, summary.p99_us),
+        ("p99.9", 0.999, summary.p999_us),
+    ]
+    .into_iter()
+    .filter(move |(_, _, us)| summary.count > 0 && us.is_none())
+    .map(|(name, q, _)| (name, q))
+}

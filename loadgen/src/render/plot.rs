@@ -1,0 +1,402 @@
+//! Two plots as inline SVG: latency by percentile, and rate and p99 over time.
+//!
+//! Drawn in user units of a fixed view box and scaled by the page; colours come from the page's
+//! classes, so that light and dark need no second drawing. Coordinates are written with one decimal,
+//! which makes the same report the same bytes.
+
+use std::fmt::Write;
+
+use maud::{Markup, html};
+
+use super::number;
+use crate::report::{TimelineRow, Unit};
+
+const WIDTH: f64 = 520.0;
+const HEIGHT: f64 = 320.0;
+const LEFT: f64 = 62.0;
+const RIGHT: f64 = 14.0;
+const BOTTOM: f64 = 40.0;
+
+/// One line of a plot.
+pub(crate) struct Series<'a> {
+    pub(crate) name: &'a str,
+    /// Class of the page's style sheet: colour and dashes.
+    pub(crate) class: &'a str,
+    /// Quantile and microseconds, rising.
+    pub(crate) curve: &'a [(f64, f64)],
+}
+
+/// A limit on a percentile: quantile, microseconds and how it is written.
+pub(crate) struct Limit<'a> {
+    pub(crate) quantile: f64,
+    pub(crate) us: f64,
+    pub(crate) expression: &'a str,
+}
+
+/// Latency by percentile. Along x every nine of the percentile takes the same room, so the tail, which
+/// users feel, is as wide as the body; y is logarithmic.
+pub(crate) fn percentiles(series: &[Series], limits: &[Limit]) -> Markup {
+    let points = || series.iter().flat_map(|line| line.curve.iter().copied());
+    // The first line is the one that limits are about.
+    let judged: Vec<_> =
+        series.first().map_or(&[][..], |line| line.curve).iter().filter(|p| drawn(p)).collect();
+    let most_nines = points().filter(drawn).map(|(q, _)| nines(q)).fold(0.0, f64::max);
+    if most_nines <= 0.0 {
+        return nothing("Too few samples for a percentile plot.");
+    }
+    let limits: Vec<_> = limits
+        .iter()
+        .filter(|limit| limit.us > 0.0 && nines(limit.quantile) <= most_nines)
+        .collect();
+    let values = points().filter(drawn).map(|(_, us)| us).chain(limits.iter().map(|l| l.us));
+    let (low, high) = extremes(values).unwrap_or((1.0, 10.0));
+    let y = Log::around(low, high);
+    let frame = Frame { top: 18.0, bottom: HEIGHT - BOTTOM };
+    let across = |q: f64| LEFT + nines(q) / most_nines * (WIDTH - LEFT - RIGHT);
+    let up = |us: f64| frame.up(y.share(us));
+    let ticks: Vec<_> = [
+        ("0", 0.0),
+        ("p50", 0.5),
+        ("p90", 0.9),
+        ("p99", 0.99),
+        ("p99.9", 0.999),
+        ("p99.99", 0.9999),
+        ("p99.999", 0.99999),
+    ]
+    .into_iter()
+    .filter(|(_, q)| nines(*q) <= most_nines + 1e-9)
+    .collect();
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label="Latency by percentile" {
+            @for tick in y.ticks() {
+                (grid_line(up(tick), &number::seconds(tick / 1e6)))
+            }
+            @for (name, q) in &ticks {
+                line.grid x1=(c(across(*q))) x2=(c(across(*q))) y1=(c(frame.top)) y2=(c(frame.bottom)) {}
+                text.tick x=(c(across(*q))) y=(c(frame.bottom + 17.0)) text-anchor="middle" { (name) }
+            }
+            text.axis x=(c(LEFT + (WIDTH - LEFT - RIGHT) / 2.0)) y=(c(HEIGHT - 5.0)) text-anchor="middle" {
+                "percentile, each nine equally wide"
+            }
+            @for limit in &limits {
+                // Where the line runs above the limit, its words go below, and the other way round.
+                @let broken = between(&judged, limit.quantile).is_some_and(|us| us > limit.us);
+                @let words = if broken { 15.0 } else { -6.0 };
+                @let (x, y) = (across(limit.quantile), up(limit.us));
+                g.limit {
+                    title { "limit: " (limit.expression) }
+                    line x1=(c((x - 26.0).max(LEFT))) x2=(c((x + 26.0).min(WIDTH - RIGHT))) y1=(c(y)) y2=(c(y)) {}
+                    text x=(c(x.clamp(LEFT + 40.0, WIDTH - RIGHT - 50.0))) y=(c(y + words)) text-anchor="middle" {
+                        (limit.expression)
+                    }
+                }
+            }
+            @for line in series {
+                @let shown: Vec<_> = line.curve.iter().filter(|point| drawn(point)).collect();
+                @let at: Vec<_> = shown.iter().map(|(q, us)| Some((across(*q), up(*us)))).collect();
+                g class={ "line " (line.class) } {
+                    (polyline(&at))
+                    @for (name, q) in &ticks[1..] {
+                        @if let Some(us) = between(&shown, *q) {
+                            circle cx=(c(across(*q))) cy=(c(up(us))) r="3" {
+                                title { (line.name) ", " (name) ": " (number::duration(us)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two panels over one time axis: above, median and 99th percentile of each slot; below, successes per
+/// second, with failed and dropped ones.
+pub(crate) fn over_time(timeline: &[TimelineRow]) -> Markup {
+    let end = timeline.iter().map(|row| row.at_s + row.width_s).fold(0.0, f64::max);
+    if end <= 0.0 {
+        return nothing("Nothing was recorded over time.");
+    }
+    let per_second = |n: u64, row: &TimelineRow| {
+        if row.width_s > 0.0 { n as f64 / row.width_s } else { 0.0 }
+    };
+    let latencies = timeline.iter().flat_map(|row| [row.p50_us, row.p99_us]).flatten();
+    let latency = Linear::up_to(latencies.fold(0.0, f64::max), Unit::Us);
+    let bad = |row: &TimelineRow| per_second(row.failed + row.dropped, row);
+    let rates = timeline.iter().map(|row| per_second(row.ok, row).max(bad(row)));
+    let rate = Linear::up_to(rates.fold(0.0, f64::max), Unit::PerSecond);
+    let above = Frame { top: 18.0, bottom: 150.0 };
+    let below = Frame { top: 176.0, bottom: HEIGHT - BOTTOM };
+    let across = |s: f64| LEFT + s / end * (WIDTH - LEFT - RIGHT);
+    let middle = |row: &TimelineRow| across(row.at_s + row.width_s / 2.0);
+    let line = |frame: &Frame, y: &Linear, value: &dyn Fn(&TimelineRow) -> Option<f64>| {
+        let at: Vec<_> = timeline
+            .iter()
+            .map(|row| value(row).map(|value| (middle(row), frame.up(y.share(value)))))
+            .collect();
+        polyline(&at)
+    };
+    html! {
+        svg viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label="Rate and latency over time" {
+            @for (frame, y) in [(&above, &latency), (&below, &rate)] {
+                @for tick in y.ticks() {
+                    (grid_line(frame.up(y.share(tick)), &y.label(tick)))
+                }
+            }
+            @let time = Linear::up_to(end, Unit::Count);
+            @for tick in time.ticks().into_iter().filter(|s| *s <= end * 1.000_001) {
+                @for frame in [&above, &below] {
+                    line.grid x1=(c(across(tick))) x2=(c(across(tick))) y1=(c(frame.top)) y2=(c(frame.bottom)) {}
+                }
+                text.tick x=(c(across(tick))) y=(c(below.bottom + 17.0)) text-anchor="middle" {
+                    (time.label(tick))
+                }
+            }
+            text.axis x=(c(LEFT + (WIDTH - LEFT - RIGHT) / 2.0)) y=(c(HEIGHT - 5.0)) text-anchor="middle" {
+                "seconds of the measured interval, by intended start"
+            }
+            @for row in timeline {
+                @if row.failed + row.dropped > 0 {
+                    @let top = below.up(rate.share(bad(row)));
+                    rect.bad x=(c(across(row.at_s))) width=(c(across(row.at_s + row.width_s) - across(row.at_s)))
+                        y=(c(top)) height=(c(below.bottom - top)) {
+                        title { (row.failed) " failed, " (row.dropped) " dropped" }
+                    }
+                }
+            }
+            g."line p99" { (line(&above, &latency, &|row| row.p99_us)) }
+            g."line p50" { (line(&above, &latency, &|row| row.p50_us)) }
+            g."line rate" { (line(&below, &rate, &|row| Some(per_second(row.ok, row)))) }
+        }
+    }
+}
+
+/// The vertical room of a panel.
+struct Frame {
+    top: f64,
+    bottom: f64,
+}
+
+impl Frame {
+    /// Where a share of the axis, in `[0, 1]`, lies; y grows downwards.
+    fn up(&self, share: f64) -> f64 {
+        self.bottom - share.clamp(0.0, 1.0) * (self.bottom - self.top)
+    }
+}
+
+/// A logarithmic axis from a 1, 2 or 5 to a 1, 2 or 5.
+struct Log {
+    low: f64,
+    high: f64,
+}
+
+impl Log {
+    fn around(low: f64, high: f64) -> Self {
+        let steps = one_two_five(low, high);
+        let low = steps.first().copied().unwrap_or(low);
+        Self { low, high: steps.last().copied().unwrap_or(high).max(low * 2.0) }
+    }
+
+    fn share(&self, value: f64) -> f64 {
+        (value / self.low).ln() / (self.high / self.low).ln()
+    }
+
+    /// The powers of ten; the 2s and 5s between them where there is room.
+    fn ticks(&self) -> Vec<f64> {
+        let all: Vec<_> = one_two_five(self.low, self.high)
+            .into_iter()
+            .filter(|tick| (self.low * 0.999..=self.high * 1.001).contains(tick))
+            .collect();
+        if all.len() <= 9 {
+            return all;
+        }
+        let is_power = |tick: &f64| (tick.log10() - tick.log10().round()).abs() < 1e-6;
+        all.into_iter().filter(is_power).collect()
+    }
+}
+
+/// Every 1, 2 and 5 of a decade from the last one below `low` to the first one above `high`.
+fn one_two_five(low: f64, high: f64) -> Vec<f64> {
+    let first = low.log10().floor() as i32;
+    let last = high.log10().ceil() as i32;
+    let all: Vec<f64> = (first..=last)
+        .flat_map(|exponent| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(exponent)))
+        .collect();
+    let from = all.iter().rposition(|step| *step <= low).unwrap_or(0);
+    let to = all.iter().position(|step| *step >= high).unwrap_or(all.len() - 1);
+    all[from..=to.max(from)].to_vec()
+}
+
+/// A linear axis from zero, with round ticks.
+struct Linear {
+    step: f64,
+    count: usize,
+    unit: Unit,
+}
+
+impl Linear {
+    fn up_to(high: f64, unit: Unit) -> Self {
+        // Nothing but zeros still needs an axis.
+        let high = if high > 0.0 { high } else { 1.0 };
+        let exponent = (high / 4.0).log10().floor() as i32;
+        let step = [1.0, 2.0, 5.0, 10.0]
+            .map(|digit| digit * 10_f64.powi(exponent))
+            .into_iter()
+            .find(|step| high / step <= 5.0)
+            .unwrap_or(high);
+        Self { step, count: (high / step - 1e-9).ceil().max(1.0) as usize, unit }
+    }
+
+    fn share(&self, value: f64) -> f64 {
+        value / (self.step * self.count as f64)
+    }
+
+    fn ticks(&self) -> Vec<f64> {
+        (0..=self.count).map(|n| n as f64 * self.step).collect()
+    }
+
+    fn label(&self, tick: f64) -> String {
+        match self.unit {
+            _ if tick == 0.0 => "0".to_owned(),
+            Unit::Us => number::seconds(tick / 1e6),
+            Unit::Count => format!("{}", (tick * 1e6).round() / 1e6),
+            unit => number::value(tick, unit).replace(".00/", "/").replace(".0/", "/"),
+        }
+    }
+}
+
+/// How many nines a quantile has: 0.9 one, 0.99 two.
+fn nines(q: f64) -> f64 {
+    // Past nine of them there is no run long enough.
+    -(1.0 - q.clamp(0.0, 1.0)).max(1e-9).log10()
+}
+
+/// A logarithmic axis has no place for zero, and no axis has one for what is no number.
+fn drawn((q, us): &(f64, f64)) -> bool {
+    q.is_finite() && us.is_finite() && *us > 0.0
+}
+
+/// The value at a quantile, where the drawn line passes it; `None` past the ends.
+fn between(curve: &[&(f64, f64)], q: f64) -> Option<f64> {
+    let next = curve.iter().position(|(at, _)| *at >= q - 1e-9)?;
+    let (q2, us2) = *curve[next];
+    let Some((q1, us1)) = next.checked_sub(1).map(|previous| *curve[previous]) else {
+        return (q2 <= q + 1e-9).then_some(us2);
+    };
+    // Straight on a logarithmic axis.
+    let share = ((nines(q) - nines(q1)) / (nines(q2) - nines(q1))).clamp(0.0, 1.0);
+    Some(us1 * (us2 / us1).powf(share))
+}
+
+fn extremes(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |found, value| match found {
+        None => Some((value, value)),
+        Some((low, high)) => Some((f64::min(low, value), f64::max(high, value))),
+    })
+}
+
+fn grid_line(y: f64, label: &str) -> Markup {
+    html! {
+        line.grid x1=(c(LEFT)) x2=(c(WIDTH - RIGHT)) y1=(c(y)) y2=(c(y)) {}
+        text.tick x=(c(LEFT - 7.0)) y=(c(y + 4.0)) text-anchor="end" { (label) }
+    }
+}
+
+/// Straight lines through the points, broken where one is missing; a point on its own is a dot.
+fn polyline(points: &[Option<(f64, f64)>]) -> Markup {
+    html! {
+        @for stretch in points.split(Option::is_none).filter(|stretch| !stretch.is_empty()) {
+            @if let [Some((x, y))] = stretch {
+                circle cx=(c(*x)) cy=(c(*y)) r="3" {}
+            } @else {
+                @let path = stretch.iter().flatten().fold(String::new(), |mut path, (x, y)| {
+                    // Writing into a string does not fail.
+                    let _ = write!(path, "{}{} ", c(*x), format_args!(",{}", c(*y)));
+                    path
+                });
+                polyline points=(path.trim_end()) {}
+            }
+        }
+    }
+}
+
+fn nothing(words: &str) -> Markup {
+    html! { p.nothing { (words) } }
+}
+
+/// A coordinate.
+fn c(value: f64) -> String {
+    format!("{value:.1}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(n: u32) -> Vec<TimelineRow> {
+        (0..n)
+            .map(|i| TimelineRow {
+                at_s: f64::from(i),
+                width_s: 1.0,
+                ok: 1_000,
+                failed: 0,
+                dropped: 0,
+                p50_us: Some(100.0),
+                p99_us: (i != 2).then_some(1_000.0),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn nothing_to_draw_is_said_in_words() {
+        assert!(percentiles(&[], &[]).into_string().contains("Too few samples"));
+        let empty = Series { name: "a", class: "a", curve: &[] };
+        assert!(percentiles(&[empty], &[]).into_string().contains("Too few samples"));
+        assert!(over_time(&[]).into_string().contains("Nothing was recorded"));
+    }
+
+    #[test]
+    fn a_single_point_is_a_dot_and_a_gap_breaks_the_line() {
+        let one = over_time(&rows(1)).into_string();
+        assert!(one.contains("<circle") && !one.contains("<polyline"), "{one}");
+        let five = over_time(&rows(5)).into_string();
+        // Two stretches of p99, one of p50, one of the rate.
+        assert_eq!(five.matches("<polyline").count(), 4, "{five}");
+    }
+
+    #[test]
+    fn no_coordinate_is_ever_not_a_number() {
+        let flat = [(0.0, 5.0), (0.5, 5.0), (0.9, 5.0)];
+        let odd = [(0.0, 0.0), (0.5, f64::NAN), (0.9, 1.0), (1.0, 2.0)];
+        for curve in [&flat[..], &odd[..], &flat[..1]] {
+            let line = Series { name: "a", class: "a", curve };
+            let limit = Limit { quantile: 0.9, us: 3.0, expression: "p90 < 3us" };
+            let drawn = percentiles(&[line], &[limit]).into_string();
+            assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
+        }
+        let mut rows = rows(3);
+        rows[0].width_s = 0.0;
+        rows.iter_mut().for_each(|row| row.ok = 0);
+        let drawn = over_time(&rows).into_string();
+        assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
+    }
+
+    #[test]
+    fn a_mark_lies_on_its_line() {
+        let curve = [(0.0, 1.0), (0.9, 100.0), (0.99, 200.0)];
+        let curve: Vec<_> = curve.iter().collect();
+        assert_eq!(between(&curve, 0.9), Some(100.0));
+        let half = between(&curve, 1.0 - 10_f64.powf(-0.5)).expect("inside");
+        assert!((half - 10.0).abs() < 1e-6, "{half}");
+        assert_eq!(between(&curve, 0.999), None);
+        assert_eq!(between(&curve[1..], 0.5), None);
+    }
+
+    #[test]
+    fn axes_take_round_figures() {
+        assert_eq!(Linear::up_to(9_900.0, Unit::PerSecond).ticks().last(), Some(&10_000.0));
+        assert_eq!(Linear::up_to(5.0, Unit::Count).ticks(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        let log = Log::around(72.0, 31_000.0);
+        assert!((log.low - 50.0).abs() < 1e-9 && (log.high - 50_000.0).abs() < 1e-6);
+        assert!((log.share(50.0)).abs() < 1e-9 && (log.share(50_000.0) - 1.0).abs() < 1e-9);
+    }
+}

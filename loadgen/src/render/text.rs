@@ -1,0 +1,570 @@
+//! The report on a terminal, 80 columns wide.
+
+use std::fmt::Write;
+
+use anstyle::{AnsiColor, Effects};
+use parallax_middleware::samples_needed;
+
+use super::{mix_in_words, number, plan_in_words, unsupported, why};
+use crate::report::{
+    ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run, ThresholdResult, TimelineRow,
+    Unit, Verdict,
+};
+
+/// How a text is dressed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Style {
+    /// Colours and weights, as ANSI sequences.
+    pub color: bool,
+}
+
+/// The report for a terminal: the verdict and why, each run with both views, the verdict again. No
+/// line is longer than 80 columns.
+#[must_use]
+pub fn text(report: &Report, style: Style) -> String {
+    let mut page = Page { out: String::new(), style };
+    page.headline(report);
+    page.requirements("Requirements", &report.thresholds);
+    for run in &report.runs {
+        page.run(run);
+    }
+    if let Some(memory) = &report.memory {
+        page.memory(memory);
+    }
+    page.closing(report);
+    page.out
+}
+
+const WIDTH: usize = 80;
+/// Columns of the six figures of a distribution.
+const CELL: usize = 10;
+const LABEL: usize = WIDTH - 6 * CELL;
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+const PLAIN: anstyle::Style = anstyle::Style::new();
+const BOLD: anstyle::Style = anstyle::Style::new().bold();
+const DIM: anstyle::Style = anstyle::Style::new().effects(Effects::DIMMED);
+
+struct Page {
+    out: String,
+    style: Style,
+}
+
+impl Page {
+    fn headline(&mut self, report: &Report) {
+        let grade = report.grade.map_or_else(String::new, |grade| format!("grade: {grade}"));
+        let verdict = report.verdict.to_string().to_uppercase();
+        let room = WIDTH - verdict.len() - 2 - grade.len() - 2;
+        let title = fitted(&report.title, room);
+        let gap = " ".repeat(room - width(&title) + 2);
+        let verdict = self.paint(verdict_style(report.verdict).bold(), &verdict);
+        let title = self.paint(BOLD, &title);
+        self.line(format!("{verdict}  {title}{gap}{grade}").trim_end());
+        self.wrapped(0, PLAIN, &why(report));
+        let environment = &report.environment;
+        let machine = format!(
+            "{} {}, {} processors, {} workers, {} build, Parallax {}",
+            environment.os,
+            environment.arch,
+            environment.cpus,
+            environment.workers,
+            environment.profile,
+            environment.parallax_version
+        );
+        self.wrapped(0, DIM, &machine);
+        if !environment.settings.is_empty() {
+            let settings: Vec<_> = environment
+                .settings
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}"))
+                .collect();
+            self.wrapped(0, DIM, &settings.join("; "));
+        }
+    }
+
+    fn requirements(&mut self, title: &str, results: &[ThresholdResult]) {
+        if results.is_empty() {
+            return;
+        }
+        self.section(title, None);
+        let head = row("", "observed", "interval", "limit", "margin");
+        self.painted(DIM, head.trim_end());
+        let mut on = "";
+        for result in results {
+            if result.run != on {
+                on = &result.run;
+                let run = if on.is_empty() { "  of the whole" } else { &format!("  in {on}") };
+                self.painted(DIM, &fitted(run, WIDTH));
+            }
+            let label = clean(&result.expression);
+            let own_line = width(&label) > 19;
+            if own_line {
+                self.painted(PLAIN, &format!("  {}", fitted(&label, WIDTH - 2)));
+            }
+            let figures = row(
+                if own_line { "" } else { &label },
+                &number::maybe(result.observed, result.unit),
+                &number::interval(result),
+                &number::value(result.limit, result.unit),
+                &result.margin.map_or_else(|| number::NONE.to_owned(), number::margin),
+            );
+            let verdict = self.paint(verdict_style(result.verdict), &result.verdict.to_string());
+            self.line(&format!("{figures} {verdict}"));
+            if result.verdict != Verdict::Pass && !result.note.is_empty() {
+                self.wrapped(4, DIM, &result.note);
+            }
+        }
+    }
+
+    fn run(&mut self, run: &Run) {
+        self.section(&format!("Run {}", run.name), Some(run.verdict));
+        self.wrapped(2, PLAIN, &plan_in_words(&run.plan));
+        self.wrapped(2, PLAIN, &mix_in_words(&run.plan));
+        if run.interrupted {
+            let text = format!("interrupted after {}", number::seconds(run.measured_s));
+            self.wrapped(2, PLAIN, &text);
+        }
+        for reason in &run.validity.reasons {
+            let text = format!("invalid ({}): {}", reason.rule, reason.message);
+            self.wrapped(2, verdict_style(Verdict::Invalid), &text);
+        }
+        self.out.push('\n');
+        let head: String =
+            ["p50", "p90", "p95", "p99", "p99.9", "max"].iter().map(|q| cell(q)).collect();
+        self.painted(DIM, &format!("{:LABEL$}{head}", ""));
+        let client = &run.client;
+        self.views(
+            "all routes",
+            client.rate,
+            &client.outcomes,
+            &[
+                ("response time", &client.response_time),
+                ("service time", &client.service_time),
+                ("server time", &run.pairs.server_time),
+                ("outside", &run.pairs.outside),
+            ],
+        );
+        for route in &client.routes {
+            self.views(
+                &route.route,
+                route.rate,
+                &route.outcomes,
+                &[
+                    ("response time", &route.response_time),
+                    ("service time", &route.service_time),
+                    ("server time", &route.server_time),
+                    ("outside", &route.outside),
+                ],
+            );
+        }
+        self.out.push('\n');
+        self.painted(BOLD, "  the generator");
+        self.latency("lag", &client.lag);
+        for (name, latency) in [("rejections", &client.limited), ("failures", &client.failed)] {
+            if latency.summary.count > 0 {
+                self.latency(name, latency);
+            }
+        }
+        self.over_time(&run.timeline);
+        self.conservation(&run.conservation);
+        self.process(run);
+        self.requirements(&format!("Requirements of {}", run.name), &run.thresholds);
+    }
+
+    /// One block: the name and its counts, then a line for each view.
+    fn views(
+        &mut self,
+        name: &str,
+        rate: f64,
+        outcomes: &ClientOutcomes,
+        views: &[(&str, &Latency)],
+    ) {
+        let counts = format!(
+            "{}   {} ok   {} failed",
+            number::per_second(rate),
+            number::count(outcomes.ok),
+            number::count(outcomes.failed())
+        );
+        let room = (WIDTH - 2).saturating_sub(counts.len() + 2);
+        let name = fitted(name, room);
+        let gap = " ".repeat(room + 2 - width(&name));
+        let name = self.paint(BOLD, &name);
+        self.line(&format!("  {name}{gap}{counts}"));
+        for (label, latency) in views {
+            self.latency(label, latency);
+        }
+        // The first view tells what is missing in all of them.
+        let missing: Vec<_> = unsupported(views[0].1)
+            .map(|(name, q)| {
+                format!("{name} n/a (needs {} samples)", number::count(samples_needed(q)))
+            })
+            .collect();
+        if !missing.is_empty() {
+            self.wrapped(4, DIM, &missing.join(", "));
+        }
+    }
+
+    fn latency(&mut self, label: &str, latency: &Latency) {
+        let summary = &latency.summary;
+        let label = format!("    {label:<width$}", width = LABEL - 4);
+        if summary.count == 0 {
+            let none = self.paint(DIM, &format!("{:>CELL$}", "no samples"));
+            self.line(&format!("{label}{none}"));
+            return;
+        }
+        let figures: String = [
+            summary.p50_us,
+            summary.p90_us,
+            summary.p95_us,
+            summary.p99_us,
+            summary.p999_us,
+            summary.max_us,
+        ]
+        .into_iter()
+        .map(|us| us.map_or_else(|| cell("n/a"), |us| cell(&number::duration(us))))
+        .collect();
+        self.line(&format!("{label}{figures}"));
+    }
+
+    fn over_time(&mut self, timeline: &[TimelineRow]) {
+        if timeline.len() < 2 {
+            return;
+        }
+        self.painted(BOLD, "  over time");
+        let rates: Vec<_> = timeline
+            .iter()
+            .map(|row| (row.width_s > 0.0).then(|| row.ok as f64 / row.width_s))
+            .collect();
+        let p99s: Vec<_> = timeline.iter().map(|row| row.p99_us).collect();
+        for (label, values, unit) in [("rate", rates, Unit::PerSecond), ("p99", p99s, Unit::Us)] {
+            let Some((bars, low, high)) = sparkline(&values) else { continue };
+            let (low, high) = (number::value(low, unit), number::value(high, unit));
+            let range = if low == high { high } else { format!("{low} to {high}") };
+            self.line(&format!("    {label:<5} {bars}  {range}"));
+        }
+    }
+
+    fn conservation(&mut self, counts: &Conservation) {
+        let n = number::count;
+        self.painted(BOLD, "  where every request went");
+        let schedule = format!(
+            "scheduled {} = dropped {} + sent {} + unsent {}",
+            n(counts.scheduled),
+            n(counts.dropped),
+            n(counts.sent),
+            n(counts.unsent)
+        );
+        self.wrapped(4, PLAIN, &schedule);
+        let mut ends: Vec<_> = counts
+            .outcomes
+            .named()
+            .into_iter()
+            .filter(|(name, count)| *count > 0 || *name == "ok")
+            .map(|(name, count)| format!("{} {}", name.replace('_', " "), n(count)))
+            .collect();
+        ends.push(format!("in flight {}", n(counts.in_flight)));
+        self.wrapped(4, PLAIN, &format!("sent {} = {}", n(counts.sent), ends.join(" + ")));
+        let layer = counts.server.as_ref().map_or_else(
+            || "no layer answered, so there is one view only".to_owned(),
+            |server| {
+                format!(
+                    "layer saw {}, recorded {}; {} sent but not seen, {} of others",
+                    n(server.entered),
+                    n(server.recorded),
+                    n(server.not_seen),
+                    n(server.foreign)
+                )
+            },
+        );
+        self.wrapped(4, PLAIN, &layer);
+        let style = if counts.unexplained == 0 { PLAIN } else { verdict_style(Verdict::Invalid) };
+        self.wrapped(4, style, &format!("unexplained {}", n(counts.unexplained)));
+    }
+
+    fn process(&mut self, run: &Run) {
+        let Some(server) = &run.server else { return };
+        let mut facts = Vec::new();
+        if let Some(cpu_s) = server.process.cpu_s {
+            facts.push(format!("{} of processor time", number::seconds(cpu_s)));
+        }
+        if let Some(runtime) = &server.runtime
+            && let Some(busy) = runtime.busy_ratio
+        {
+            facts.push(format!("{} workers {} busy", runtime.workers, number::percent(busy)));
+        }
+        if let Some(bytes) = server.process.rss_bytes {
+            facts.push(format!("{} resident", number::bytes(bytes as f64)));
+        }
+        if let Some(limiter) = &server.limiter {
+            facts.push(format!(
+                "limiter admitted {}, refused {}, passed by {}",
+                number::count(limiter.admitted),
+                number::count(limiter.limited),
+                number::count(limiter.bypassed)
+            ));
+        }
+        if !facts.is_empty() {
+            self.painted(BOLD, "  the process");
+            self.wrapped(4, PLAIN, &facts.join("; "));
+        }
+    }
+
+    fn memory(&mut self, memory: &MemoryModel) {
+        self.section("Memory", None);
+        let sizes = memory.points.iter().map(|(entities, _)| *entities);
+        let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
+        let line = format!(
+            "{} + {} for each entity ({} by Theil-Sen), from {} processes with {} to {} entities",
+            number::bytes(memory.base_bytes),
+            number::bytes(memory.bytes_per_entity),
+            number::bytes(memory.theil_sen_bytes_per_entity),
+            memory.points.len(),
+            number::count(least),
+            number::count(most)
+        );
+        self.wrapped(2, PLAIN, &line);
+        let projection = format!(
+            "at {} entities: {}, between {} and {} with 95 % confidence ({})",
+            number::count(memory.projected_entities),
+            number::bytes(memory.projected_bytes),
+            number::bytes(memory.low_bytes),
+            number::bytes(memory.high_bytes),
+            memory.reach
+        );
+        self.wrapped(2, PLAIN, &projection);
+    }
+
+    fn closing(&mut self, report: &Report) {
+        self.out.push('\n');
+        let verdict = report.verdict.to_string().to_uppercase();
+        let results: Vec<_> = super::requirements(report).collect();
+        let counts: Vec<_> =
+            [Verdict::Pass, Verdict::Fail, Verdict::Inconclusive, Verdict::Invalid]
+                .into_iter()
+                .map(|verdict| (verdict, results.iter().filter(|r| r.verdict == verdict).count()))
+                .filter(|(_, count)| *count > 0)
+                .map(|(verdict, count)| format!("{count} {verdict}"))
+                .collect();
+        let tally = match counts.as_slice() {
+            [] => "nothing was required".to_owned(),
+            counts => format!("requirements: {}", counts.join(", ")),
+        };
+        let invalid =
+            report.runs.iter().filter(|run| run.validity.verdict != Verdict::Pass).count();
+        let runs = match (invalid, report.runs.len()) {
+            (_, 0) => "no run".to_owned(),
+            (0, 1) => "the run is valid".to_owned(),
+            (0, n) => format!("all {n} runs are valid"),
+            (invalid, n) => format!("{invalid} of {n} runs invalid"),
+        };
+        let verdict = self.paint(verdict_style(report.verdict).bold(), &verdict);
+        self.line(&format!("{verdict}  {tally}; {runs}"));
+    }
+
+    fn section(&mut self, title: &str, verdict: Option<Verdict>) {
+        self.out.push('\n');
+        let verdict = verdict.map(|verdict| (verdict, verdict.to_string()));
+        let taken = verdict.as_ref().map_or(0, |(_, text)| text.len() + 1);
+        let title = fitted(title, WIDTH - taken - 2);
+        let rule = "─".repeat(WIDTH - taken - width(&title) - 1);
+        let title = self.paint(BOLD, &title);
+        let rule = self.paint(DIM, &rule);
+        let end = verdict.map_or_else(String::new, |(verdict, text)| {
+            format!(" {}", self.paint(verdict_style(verdict), &text))
+        });
+        self.line(&format!("{title} {rule}{end}"));
+    }
+
+    /// Words of `text` on as many lines as they need; in a list, all but the first stand further in.
+    fn wrapped(&mut self, indent: usize, style: anstyle::Style, text: &str) {
+        let text = clean(text);
+        let mut line = " ".repeat(indent);
+        let mut begun = false;
+        for word in text.split_whitespace() {
+            if begun && width(&line) + 1 + width(word) > WIDTH {
+                self.painted(style, &line);
+                line = " ".repeat(if indent > 0 { indent + 2 } else { 0 });
+                begun = false;
+            }
+            if begun {
+                line.push(' ');
+            }
+            // A word longer than a line is cut: nothing else could be done with it.
+            let room = WIDTH - width(&line);
+            line.push_str(&fitted(word, room));
+            begun = true;
+        }
+        if begun {
+            self.painted(style, &line);
+        }
+    }
+
+    fn painted(&mut self, style: anstyle::Style, text: &str) {
+        let text = self.paint(style, text);
+        self.line(&text);
+    }
+
+    fn line(&mut self, text: &str) {
+        self.out.push_str(text);
+        self.out.push('\n');
+    }
+
+    fn paint(&self, style: anstyle::Style, text: &str) -> String {
+        let mut painted = String::new();
+        // Writing into a string does not fail.
+        let _ = if self.style.color {
+            write!(painted, "{style}{text}{style:#}")
+        } else {
+            write!(painted, "{text}")
+        };
+        painted
+    }
+}
+
+fn verdict_style(verdict: Verdict) -> anstyle::Style {
+    let color = match verdict {
+        Verdict::Pass => AnsiColor::Green,
+        Verdict::Inconclusive => AnsiColor::Yellow,
+        Verdict::Fail => AnsiColor::Red,
+        Verdict::Invalid => AnsiColor::Magenta,
+    };
+    color.on_default()
+}
+
+/// 67 columns; the verdict follows.
+fn row(label: &str, observed: &str, interval: &str, limit: &str, margin: &str) -> String {
+    format!("  {label:<19} {observed:>9} {interval:>17} {limit:>8} {margin:>7}")
+}
+
+fn cell(text: &str) -> String {
+    format!("{text:>CELL$}")
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// Without control characters: a name must not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Cleaned, and cut to at most `room` columns.
+fn fitted(text: &str, room: usize) -> String {
+    let text = clean(text);
+    if width(&text) <= room {
+        return text;
+    }
+    let mut cut: String = text.chars().take(room.saturating_sub(1)).collect();
+    cut.push('…');
+    cut
+}
+
+/// At most 40 bars, with the least and the largest value; `None` without values. A bar that stands
+/// for several slots shows the largest of them: a spike must not vanish.
+fn sparkline(values: &[Option<f64>]) -> Option<(String, f64, f64)> {
+    let present = || values.iter().flatten().copied();
+    let low = present().min_by(f64::total_cmp)?;
+    let high = present().max_by(f64::total_cmp)?;
+    let group = values.len().div_ceil(40);
+    let bars = values
+        .chunks(group)
+        .map(|chunk| {
+            let value = chunk.iter().flatten().copied().max_by(f64::total_cmp);
+            value.map_or(' ', |value| {
+                // From zero, so that noise is not drawn as a storm.
+                let share = if high > 0.0 { value / high } else { 0.0 };
+                BARS[((share * 7.0).round() as usize).min(7)]
+            })
+        })
+        .collect();
+    Some((bars, low, high))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::fixture;
+
+    fn plain(report: &Report) -> String {
+        text(report, Style { color: false })
+    }
+
+    fn without_escapes(text: &str) -> String {
+        let mut out = String::new();
+        let mut inside = false;
+        for c in text.chars() {
+            match (inside, c) {
+                (false, '\u{1b}') => inside = true,
+                (false, c) => out.push(c),
+                (true, 'm') => inside = false,
+                (true, _) => {}
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn no_line_is_longer_than_80_columns() {
+        for report in [fixture::passed(), fixture::invalid(), fixture::hostile_and_empty()] {
+            let page = plain(&report);
+            for line in page.lines() {
+                assert!(width(line) <= WIDTH, "{}: {line}", width(line));
+            }
+        }
+    }
+
+    #[test]
+    fn colours_change_nothing_but_colours() {
+        for report in [fixture::passed(), fixture::invalid(), fixture::hostile_and_empty()] {
+            let colored = text(&report, Style { color: true });
+            assert_eq!(without_escapes(&colored), plain(&report));
+            assert!(!plain(&report).contains('\u{1b}'));
+        }
+    }
+
+    #[test]
+    fn the_verdict_stands_first_and_last() {
+        let page = plain(&fixture::passed());
+        assert!(page.starts_with("PASS  Recommendation service"), "{page}");
+        assert!(
+            page.lines().nth(1).is_some_and(|line| line.starts_with("All 4 requirements hold"))
+        );
+        let last = page.lines().last().expect("it has lines");
+        assert_eq!(last, "PASS  requirements: 4 pass; all 2 runs are valid");
+    }
+
+    #[test]
+    fn both_views_and_the_conservation_line_are_there() {
+        let page = plain(&fixture::passed());
+        for expected in [
+            "response time",
+            "service time",
+            "server time",
+            "outside",
+            "GET /recommendations/{user_id}",
+            "scheduled 50,000 = dropped 0 + sent 50,000 + unsent 0",
+            "sent 50,000 = ok 50,000 + in flight 0",
+            "unexplained 0",
+            "p99.9 n/a (needs 3,000 samples)",
+        ] {
+            assert!(page.contains(expected), "{expected} is missing in:\n{page}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_run_says_why_before_its_figures() {
+        let page = plain(&fixture::invalid());
+        assert!(page.starts_with("INVALID"));
+        let why = page.find("91.2 % of requests were rejected").expect("the reason is there");
+        let figures = page.find("response time").expect("the figures are there");
+        assert!(why < figures);
+        assert!(page.contains("no samples"));
+    }
+
+    #[test]
+    fn the_same_report_gives_the_same_bytes() {
+        let report = fixture::passed();
+        assert_eq!(plain(&report), plain(&report.clone()));
+    }
+}
