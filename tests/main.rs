@@ -1,5 +1,7 @@
 //! What crosses the crates, in one binary: one link, and one place for what the tests share.
 
+// The example service over HTTP and JSON, on SQLite, PostgreSQL and Redis.
+mod example_service;
 // The layer around real axum routers, called in process and over real connections.
 mod layer;
 // `GET /perf`: the fields of the contract, over the same routers.

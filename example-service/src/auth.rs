@@ -42,7 +42,11 @@ impl Keys {
 }
 
 /// Lets requests with a key in, and notes whose key it is.
-pub(crate) async fn require_key(State(keys): State<Keys>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn require_key(
+    State(keys): State<Keys>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let key = request.headers().get(API_KEY_HEADER);
     match key.and_then(|key| keys.find(key.as_bytes())) {
         Some(digest) => {
@@ -66,12 +70,18 @@ impl KeyExtractor for ByKey {
     type Key = KeyDigest;
 
     fn extract<T>(&self, request: &axum::http::Request<T>) -> Result<KeyDigest, GovernorError> {
-        request.extensions().get::<Caller>().map(|caller| caller.0).ok_or(GovernorError::UnableToExtractKey)
+        request
+            .extensions()
+            .get::<Caller>()
+            .map(|caller| caller.0)
+            .ok_or(GovernorError::UnableToExtractKey)
     }
 }
 
 /// So many requests at once, and one more each time that the same share of a minute has passed.
-pub(crate) fn limiter(config: &Config) -> Result<GovernorLayer<ByKey, NoOpMiddleware, Body>, StartError> {
+pub(crate) fn limiter(
+    config: &Config,
+) -> Result<GovernorLayer<ByKey, NoOpMiddleware, Body>, StartError> {
     let requests = config.rate_limit.get();
     let quota = GovernorConfigBuilder::default()
         .key_extractor(ByKey)

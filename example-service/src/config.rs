@@ -61,7 +61,8 @@ impl Config {
     /// Names and values without secrets, to print at the start and to keep in reports.
     #[must_use]
     pub fn describe(&self) -> Vec<(String, String)> {
-        let cache = self.redis_url.as_ref().map_or_else(|| "in process".to_owned(), SecretUrl::shown);
+        let cache =
+            self.redis_url.as_ref().map_or_else(|| "in process".to_owned(), SecretUrl::shown);
         [
             ("database", self.database_url.shown()),
             ("database connections", self.database_connections.to_string()),
@@ -205,8 +206,18 @@ impl ConfigBuilder {
         });
         check("database connections", database_connections, 1..=1_000, "1 to 1000")?;
         check("Redis connections", self.redis_connections, 1..=1_000, "1 to 1000")?;
-        check("acquire timeout", self.acquire_timeout, Duration::from_millis(1)..=DAY, "1 ms to 1 day")?;
-        check("cache time to live", self.cache_ttl, Duration::from_millis(1)..=DAY, "1 ms to 1 day")?;
+        check(
+            "acquire timeout",
+            self.acquire_timeout,
+            Duration::from_millis(1)..=DAY,
+            "1 ms to 1 day",
+        )?;
+        check(
+            "cache time to live",
+            self.cache_ttl,
+            Duration::from_millis(1)..=DAY,
+            "1 ms to 1 day",
+        )?;
         check(
             "model refresh interval",
             self.model_refresh_interval,
@@ -398,7 +409,9 @@ impl Backend {
         match url.0.split_once(':') {
             // Every connection of a pool would see a database of its own.
             Some(("sqlite", rest)) if rest.contains(":memory:") || rest.contains("mode=memory") => {
-                Err(bad("; a database in memory is not shared by connections, use a temporary file"))
+                Err(bad(
+                    "; a database in memory is not shared by connections, use a temporary file",
+                ))
             }
             Some(("sqlite", _)) => Ok(Self::Sqlite),
             Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres),
@@ -436,7 +449,9 @@ mod tests {
         assert!(error(builder().database_url("sqlite::memory:")).contains("temporary file"));
         let mysql = error(builder().database_url("mysql://ann:hidden@db/shop"));
         assert!(mysql.contains("mysql://ann:***@db") && mysql.contains("postgres://"), "{mysql}");
-        assert!(error(builder().redis_url(Some("http://x".to_owned()))).contains("redis://HOST:PORT"));
+        assert!(
+            error(builder().redis_url(Some("http://x".to_owned()))).contains("redis://HOST:PORT")
+        );
     }
 
     #[test]

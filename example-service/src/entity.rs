@@ -54,7 +54,9 @@ impl Item for Entity {
         if category > CATEGORY_CHARS || self.category.chars().any(char::is_control) {
             fault(
                 "category",
-                format!("{category} characters; give up to {CATEGORY_CHARS}, none a control character"),
+                format!(
+                    "{category} characters; give up to {CATEGORY_CHARS}, none a control character"
+                ),
             );
         }
     }
@@ -87,7 +89,8 @@ mod tests {
     #[test]
     fn words_are_letters_and_digits_in_lower_case() {
         assert_eq!(terms_of("Grüner Tee, 100g!"), ["grüner", "tee", "100g"]);
-        let entity = Entity { id: 1, title: "tea Tea TEA".to_owned(), category: "hot tea".to_owned() };
+        let entity =
+            Entity { id: 1, title: "tea Tea TEA".to_owned(), category: "hot tea".to_owned() };
         assert_eq!(entity.terms(), ["hot", "tea"]);
     }
 

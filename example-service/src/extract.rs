@@ -32,12 +32,15 @@ impl<T: Item, S: Send + Sync> FromRequest<S> for Batch<T> {
         if !is_json(&request) {
             return Err(ApiError::UnsupportedMediaType);
         }
-        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
-            match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => ApiError::PayloadTooLarge { limit: BODY_LIMIT },
-                _ => ApiError::BadRequest { detail: "the body broke off".to_owned() },
-            }
-        })?;
+        let body =
+            Bytes::from_request(request, state).await.map_err(|rejection| {
+                match rejection.status() {
+                    StatusCode::PAYLOAD_TOO_LARGE => {
+                        ApiError::PayloadTooLarge { limit: BODY_LIMIT }
+                    }
+                    _ => ApiError::BadRequest { detail: "the body broke off".to_owned() },
+                }
+            })?;
         let items = parse(&body)?;
         if items.is_empty() || items.len() > BATCH_LIMIT {
             let detail = format!("{} items; send 1 to {BATCH_LIMIT}", items.len());
@@ -49,7 +52,8 @@ impl<T: Item, S: Send + Sync> FromRequest<S> for Batch<T> {
 }
 
 fn is_json(request: &Request) -> bool {
-    let Some(Ok(kind)) = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.to_str()) else {
+    let Some(Ok(kind)) = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.to_str())
+    else {
         return false;
     };
     let kind = kind.split(';').next().unwrap_or_default().trim();

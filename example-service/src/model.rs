@@ -133,7 +133,10 @@ impl Model {
         let personal = best.len() >= limit;
         if !personal {
             let chosen: FxHashSet<Index> = best.iter().map(|&(index, _)| index).collect();
-            let rest = self.trending.iter().filter(|(index, _)| !chosen.contains(index) && !seen.contains(index));
+            let rest = self
+                .trending
+                .iter()
+                .filter(|(index, _)| !chosen.contains(index) && !seen.contains(index));
             // After all that is personal, whatever the two scales.
             best.extend(rest.take(limit - best.len()).map(|&(index, _)| (index, 0.0)));
         }
@@ -148,7 +151,11 @@ impl Model {
 
     fn listed(&self, index: Index, score: f64) -> Listed<'_> {
         let place = index as usize;
-        Listed { id: self.catalogue.ids[place], title: (&*self.catalogue.titles[place]).into(), score }
+        Listed {
+            id: self.catalogue.ids[place],
+            title: (&*self.catalogue.titles[place]).into(),
+            score,
+        }
     }
 }
 

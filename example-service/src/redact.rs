@@ -68,8 +68,14 @@ mod tests {
     fn passwords_are_taken_out_and_the_rest_stays() {
         for (url, shown) in [
             ("postgres://ann:s3cret@db:5432/shop", "postgres://ann:***@db:5432/shop"),
-            ("postgres://ann:s3:c@ret@db/shop?sslmode=require", "postgres://ann:***@db/shop?sslmode=require"),
-            ("postgres://db/shop?user=ann&password=s3cret", "postgres://db/shop?user=***&password=***"),
+            (
+                "postgres://ann:s3:c@ret@db/shop?sslmode=require",
+                "postgres://ann:***@db/shop?sslmode=require",
+            ),
+            (
+                "postgres://db/shop?user=ann&password=s3cret",
+                "postgres://db/shop?user=***&password=***",
+            ),
             ("postgres://ann:s3?cret@db/shop", "postgres://***"),
             ("redis://:s3cret@cache:6379/1", "redis://:***@cache:6379/1"),
             ("ann:s3cret@db", "***"),
@@ -84,6 +90,9 @@ mod tests {
     #[test]
     fn what_a_driver_says_is_scrubbed() {
         let url = "postgres://ann:s3cret@db/shop";
-        assert_eq!(scrubbed(&format!("cannot reach {url}: s3cret"), url), "cannot reach postgres://ann:***@db/shop: ***");
+        assert_eq!(
+            scrubbed(&format!("cannot reach {url}: s3cret"), url),
+            "cannot reach postgres://ann:***@db/shop: ***"
+        );
     }
 }

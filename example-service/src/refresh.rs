@@ -95,10 +95,15 @@ enum RefreshError {
     Build(#[from] tokio::task::JoinError),
 }
 
-async fn refresh(store: &Store, live: &LiveModel, histories: &mut Histories) -> Result<(), RefreshError> {
+async fn refresh(
+    store: &Store,
+    live: &LiveModel,
+    histories: &mut Histories,
+) -> Result<(), RefreshError> {
     let started = Instant::now();
     let goal = store.sequences().await?;
-    let known = Sequences { entities: histories.entity_revision, interactions: histories.interactions };
+    let known =
+        Sequences { entities: histories.entity_revision, interactions: histories.interactions };
     if goal == known && live.coverage().generation > 0 {
         return Ok(());
     }
@@ -112,7 +117,8 @@ async fn refresh(store: &Store, live: &LiveModel, histories: &mut Histories) -> 
         histories.add_entities(&entities);
     }
     while histories.interactions < goal.interactions {
-        let rows = store.interactions_between(histories.interactions, goal.interactions, CHUNK).await?;
+        let rows =
+            store.interactions_between(histories.interactions, goal.interactions, CHUNK).await?;
         if rows.is_empty() {
             break;
         }

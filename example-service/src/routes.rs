@@ -261,7 +261,11 @@ pub(crate) async fn health(State(app): Shared) -> Response {
         interactions: coverage.interactions,
         entity_revision: coverage.entity_revision,
         generation: coverage.generation,
-        refreshed_at: coverage.refreshed_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+        refreshed_at: coverage
+            .refreshed_at
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64(),
         refresh_us: coverage.took.as_secs_f64() * 1e6,
     };
     (code, Json(Health { status, model })).into_response()
@@ -299,7 +303,9 @@ fn encoded(value: &impl Serialize) -> Result<Bytes, ApiError> {
 
 fn json(body: Bytes) -> Response {
     let mut response = Response::new(Body::from(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

@@ -53,10 +53,11 @@ impl Service {
             None => Arc::new(MemoryCache::new()),
             Some(url) => {
                 // Two services on one Redis but two databases must not read each other's answers.
-                let installation = store.installation().await.map_err(|error| StartError::Database {
-                    url: config.database_url.shown(),
-                    reason: error.to_string(),
-                })?;
+                let installation =
+                    store.installation().await.map_err(|error| StartError::Database {
+                        url: config.database_url.shown(),
+                        reason: error.to_string(),
+                    })?;
                 let prefix = format!("example-service:{installation}");
                 Arc::new(RedisCache::connect(url, config.redis_connections, prefix).await?)
             }
@@ -65,7 +66,8 @@ impl Service {
         let written = Arc::new(Notify::new());
         let (stop_writer, stop_worker) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let model = LiveModel::new();
-        let (writer, writer_task) = Writer::start(store.clone(), written.clone(), stop_writer.clone());
+        let (writer, writer_task) =
+            Writer::start(store.clone(), written.clone(), stop_writer.clone());
         let interval = config.model_refresh_interval;
         let worker_task =
             refresh::start(store.clone(), model.clone(), interval, written, stop_worker.clone());

@@ -3,7 +3,8 @@
 use std::{fmt::Write as _, time::Duration};
 
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, Transaction,
+    Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row,
+    Transaction,
     any::{AnyConnectOptions, AnyPoolOptions},
 };
 
@@ -53,7 +54,8 @@ impl Store {
         // Statements hold up to thousands of placeholders: no line of a log.
         let options = options.disable_statement_logging();
         // Not through the pool: it would keep trying where nobody listens.
-        let first = tokio::time::timeout(CONNECT_DEADLINE, first_connection(&options, backend)).await;
+        let first =
+            tokio::time::timeout(CONNECT_DEADLINE, first_connection(&options, backend)).await;
         match first {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(failed(&error)),
@@ -112,7 +114,11 @@ impl Store {
     }
 
     /// The entities of a user's last interactions, the latest first, some of them twice.
-    pub(crate) async fn recent_entities(&self, user: i64, limit: i64) -> Result<Vec<i64>, sqlx::Error> {
+    pub(crate) async fn recent_entities(
+        &self,
+        user: i64,
+        limit: i64,
+    ) -> Result<Vec<i64>, sqlx::Error> {
         let rows = sqlx::query(
             "SELECT entity_id FROM interactions WHERE user_id = $1 ORDER BY id DESC LIMIT $2",
         )
@@ -125,7 +131,11 @@ impl Store {
 
     /// Entities that hold every one of `terms`, the last as a beginning: the first `limit` that the
     /// index holds, an entity twice where two of its words begin alike.
-    pub(crate) async fn search(&self, terms: &[String], limit: i64) -> Result<Vec<Entity>, sqlx::Error> {
+    pub(crate) async fn search(
+        &self,
+        terms: &[String],
+        limit: i64,
+    ) -> Result<Vec<Entity>, sqlx::Error> {
         let Some((prefix, words)) = terms.split_last() else { return Ok(Vec::new()) };
         // Starts from one term's range and tries the others entity by entity: both by index. A whole
         // word selects better than a beginning, so it leads where there is one.
@@ -151,7 +161,11 @@ impl Store {
         let rows = query.bind(limit).fetch_all(&self.read).await?;
         rows.iter()
             .map(|row| {
-                Ok(Entity { id: row.try_get(0)?, title: row.try_get(1)?, category: row.try_get(2)? })
+                Ok(Entity {
+                    id: row.try_get(0)?,
+                    title: row.try_get(1)?,
+                    category: row.try_get(2)?,
+                })
             })
             .collect()
     }
@@ -233,7 +247,10 @@ pub(crate) struct Sequences {
     pub(crate) interactions: i64,
 }
 
-async fn first_connection(options: &AnyConnectOptions, backend: Backend) -> Result<(), sqlx::Error> {
+async fn first_connection(
+    options: &AnyConnectOptions,
+    backend: Backend,
+) -> Result<(), sqlx::Error> {
     let mut connection = options.connect().await?;
     prepare(&mut connection, backend).await?;
     connection.close().await
@@ -272,11 +289,12 @@ pub(crate) async fn take_numbers(
     count: usize,
 ) -> Result<i64, sqlx::Error> {
     let count = i64::try_from(count).unwrap_or(i64::MAX);
-    let row = sqlx::query("UPDATE sequences SET value = value + $1 WHERE name = $2 RETURNING value")
-        .bind(count)
-        .bind(sequence)
-        .fetch_one(connection)
-        .await?;
+    let row =
+        sqlx::query("UPDATE sequences SET value = value + $1 WHERE name = $2 RETURNING value")
+            .bind(count)
+            .bind(sequence)
+            .fetch_one(connection)
+            .await?;
     Ok(row.try_get::<i64, _>(0)? - count)
 }
 

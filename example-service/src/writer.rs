@@ -45,7 +45,11 @@ pub(crate) struct Writer {
 impl Writer {
     /// Starts the task. It ends when `stop` is told and what waits is written. `written` is told after
     /// every commit.
-    pub(crate) fn start(store: Store, written: Arc<Notify>, stop: Arc<Notify>) -> (Self, JoinHandle<()>) {
+    pub(crate) fn start(
+        store: Store,
+        written: Arc<Notify>,
+        stop: Arc<Notify>,
+    ) -> (Self, JoinHandle<()>) {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let task = tokio::spawn(run(store, queue, written, stop));
         (Self { jobs }, task)
@@ -95,7 +99,12 @@ impl Rows {
     }
 }
 
-async fn run(store: Store, mut queue: mpsc::Receiver<Job>, written: Arc<Notify>, stop: Arc<Notify>) {
+async fn run(
+    store: Store,
+    mut queue: mpsc::Receiver<Job>,
+    written: Arc<Notify>,
+    stop: Arc<Notify>,
+) {
     let mut stopping = false;
     loop {
         let job = if stopping {
@@ -125,7 +134,8 @@ async fn run(store: Store, mut queue: mpsc::Receiver<Job>, written: Arc<Notify>,
 }
 
 async fn write_group(store: &Store, group: Vec<Job>) {
-    let (rows, replies): (Vec<Rows>, Vec<_>) = group.into_iter().map(|job| (job.rows, job.reply)).unzip();
+    let (rows, replies): (Vec<Rows>, Vec<_>) =
+        group.into_iter().map(|job| (job.rows, job.reply)).unzip();
     let answers = match write_all(store, &rows).await {
         Ok(answers) => answers,
         // One of them may have spoilt it for the others: each on its own.

@@ -88,11 +88,16 @@ impl RedisCache {
         match self.ask(command).await {
             Ok(answer) => Some(answer),
             Err(error) => {
-                let before = self.resting_until.fetch_max(now.saturating_add(REST_MS), Ordering::Relaxed);
+                let before =
+                    self.resting_until.fetch_max(now.saturating_add(REST_MS), Ordering::Relaxed);
                 // Those that were under way when it failed have been spoken for.
                 if before <= now {
                     let reason = scrubbed(&error.to_string(), self.url.reveal());
-                    tracing::warn!(url = self.url.shown(), reason, "the cache fails; going on without");
+                    tracing::warn!(
+                        url = self.url.shown(),
+                        reason,
+                        "the cache fails; going on without"
+                    );
                 }
                 None
             }

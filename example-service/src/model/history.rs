@@ -196,7 +196,9 @@ impl Histories {
             }
             keep_best(&mut candidates, NEIGHBOURS);
             #[expect(clippy::cast_possible_truncation, reason = "a cosine needs no 53 bits")]
-            neighbours.flat.extend(candidates.drain(..).map(|(other, cosine)| (other, cosine as f32)));
+            neighbours
+                .flat
+                .extend(candidates.drain(..).map(|(other, cosine)| (other, cosine as f32)));
             neighbours.ends.push(u32::try_from(neighbours.flat.len()).unwrap_or(u32::MAX));
         }
         (neighbours, met_by)
@@ -254,7 +256,8 @@ mod tests {
 
     #[test]
     fn recommendations_are_neighbours_not_yet_met_then_what_trends() {
-        let model = histories(4, &[(1, &[1, 2]), (2, &[1, 2]), (3, &[1, 3]), (4, &[4, 4, 4])]).build(0);
+        let model =
+            histories(4, &[(1, &[1, 2]), (2, &[1, 2]), (3, &[1, 3]), (4, &[4, 4, 4])]).build(0);
         let (list, personal) = model.recommend(&[2], 1);
         assert_eq!((ids(&list), personal), (vec![1], true));
         let (list, personal) = model.recommend(&[2], 10);
@@ -269,12 +272,18 @@ mod tests {
     fn a_days_old_interaction_counts_half_for_what_trends() {
         let mut histories = histories(3, &[]);
         let day = 24 * 3_600 * 1_000;
-        let row = |entity_id, kind, occurred_at_ms| StoredInteraction { user_id: 1, entity_id, kind, occurred_at_ms };
+        let row = |entity_id, kind, occurred_at_ms| StoredInteraction {
+            user_id: 1,
+            entity_id,
+            kind,
+            occurred_at_ms,
+        };
         histories.add_interactions(&[(1, row(1, 1, 0)), (2, row(1, 1, day)), (3, row(2, 2, 0))]);
         // Out of order, as two processes may write.
         histories.add_interactions(&[(4, row(3, 1, day)), (5, row(3, 1, 0))]);
         let model = histories.build(day);
-        let scores: Vec<(i64, f64)> = model.trending(9).iter().map(|listed| (listed.id, listed.score)).collect();
+        let scores: Vec<(i64, f64)> =
+            model.trending(9).iter().map(|listed| (listed.id, listed.score)).collect();
         assert_eq!(scores, [(1, 1.5), (2, 1.5), (3, 1.5)]);
         assert_eq!(model.coverage.interactions, 5);
     }
