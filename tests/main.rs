@@ -2,6 +2,8 @@
 
 // The load generator, the layer and a router together.
 mod in_process;
+// The example service over HTTP and JSON, on SQLite, PostgreSQL and Redis.
+mod example_service;
 // The layer around real axum routers, called in process and over real connections.
 mod layer;
 // `GET /perf`: the fields of the contract, over the same routers.

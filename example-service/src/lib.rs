@@ -102,6 +102,8 @@ mod routes;
 pub mod seed;
 mod service;
 mod store;
+pub mod validate;
+pub mod workload;
 mod writer;
 
 pub use args::{ConfigArgs, MissingKey};

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use example_service::{
     Config, ConfigArgs, MissingKey, Service, memory,
     seed::{SeedPlan, SeedStage, Seeder},
+    validate::{ValidateArgs, validate},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::net::TcpListener;
@@ -45,6 +46,14 @@ enum Command {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Load this service in process and judge its requirements
+    ///
+    /// Examples:
+    ///   example-service validate --quick
+    ///   example-service validate --users 500 --rate 3000 --duration 30s
+    ///   example-service validate --quick --threshold 'errors < 0.1%' --out /tmp/report
+    #[command(verbatim_doc_comment)]
+    Validate(Box<ValidateArgs>),
     /// Fill the database with generated entities and interactions
     Seed {
         /// Entities, 1 or more
@@ -107,7 +116,7 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(run(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("error: {}", failure.message);
             ExitCode::from(failure.code)
@@ -115,9 +124,15 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> Result<(), Failure> {
+async fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
-        Command::Serve { addr, config } => serve(addr, &config).await,
+        Command::Serve { addr, config } => serve(addr, &config).await?,
+        Command::Validate(args) => {
+            return validate(*args).await.map_err(|error| {
+                let code = if error.is_usage() { 2 } else { 1 };
+                Failure { code, message: error.to_string() }
+            });
+        }
         Command::Seed { entities, interactions, users, seed, config } => {
             let plan = SeedPlan::with_sizes(
                 entities,
@@ -126,14 +141,14 @@ async fn run(command: Command) -> Result<(), Failure> {
                 seed,
             )
             .map_err(Failure::configuration)?;
-            fill(&plan, &config).await
+            fill(&plan, &config).await?;
         }
         Command::MeasureMemory { entities, seed } => {
             let sample = memory::measure(entities, seed).await.map_err(Failure::unexpected)?;
             println!("{}", serde_json::to_string(&sample).map_err(Failure::unexpected)?);
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(addr: SocketAddr, args: &ConfigArgs) -> Result<(), Failure> {

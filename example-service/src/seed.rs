@@ -5,6 +5,8 @@
 
 mod generate;
 
+pub(crate) use generate::{ZIPF_EXPONENT, word};
+
 use std::{
     fmt,
     time::{Duration, Instant},

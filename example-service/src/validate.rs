@@ -13,13 +13,12 @@ use parallax_loadgen::{
     report::{MemoryModel, ThresholdResult, Unit, Verdict},
     threshold::Op,
 };
-use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::{
-    config::{ApiKey, Config, ConfigBuilder, ConfigError},
-    seed::{SeedError, SeedPlan, Seeder},
-    service::{Service, StartError},
+    ConfigArgs, ConfigError, DEFAULT_DATABASE_URL, MissingKey, SeedError, SeedPlan, Seeder, Service,
+    StartError,
+    memory::MemorySample,
     workload,
 };
 
@@ -36,8 +35,8 @@ const MEMORY: &str = "rss < 2GiB at 100,000 entities";
 const SIZES: [(u64, u64); 5] = [(1, 8), (1, 4), (1, 2), (3, 4), (1, 1)];
 const PROCESSES: u64 = 2;
 
-/// Interactions for each entity.
-const INTERACTIONS: u64 = 10;
+/// How long the model may take to know everything that was seeded.
+const FRESH_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Flags of `validate`.
 #[derive(Debug, Args)]
@@ -52,6 +51,9 @@ pub struct ValidateArgs {
     /// Meet the rate limiter like everybody else: the run must then come out as invalid
     #[arg(long)]
     no_bypass: bool,
+
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 fn entities(text: &str) -> Result<u64, String> {
@@ -101,28 +103,26 @@ impl ValidateError {
 
 /// Runs the validation. The exit code says the verdict.
 ///
-/// Without a database URL in `config` the service gets a SQLite file of its own, which is gone
-/// afterwards.
+/// With the default database the service gets a SQLite file of its own, which is gone afterwards; another
+/// one is filled and stays.
 ///
 /// # Errors
 /// If anything keeps it from coming to a verdict.
-pub async fn validate(
-    args: ValidateArgs,
-    config: ConfigBuilder,
-    own_database: bool,
-) -> Result<ExitCode, ValidateError> {
-    let quick = args.run.quick;
-    let entities = args.entities.unwrap_or(if quick { 10_000 } else { 100_000 });
+pub async fn validate(args: ValidateArgs) -> Result<ExitCode, ValidateError> {
+    let entities = args.entities.unwrap_or(if args.run.quick { 10_000 } else { 100_000 });
+    let plan = SeedPlan::new(entities, args.run.seed)?;
     let folder = tempfile::tempdir()?;
-    let key = ApiKey::random();
-    let mut config = config.api_key(key.clone());
-    if own_database {
-        config = config.database_url(sqlite_url(folder.path()));
+    let mut config = args.config;
+    if config.database_url == DEFAULT_DATABASE_URL {
+        config.database_url = sqlite_url(folder.path());
     }
-    let config = config.build()?;
-    let session = Session::start("example-service", args.run, settings(&config, entities))?;
+    let config = config.config(None, MissingKey::Invent)?;
+    let mut settings = config.describe();
+    settings.push(("entities".to_owned(), plan.entities.to_string()));
+    settings.push(("interactions".to_owned(), plan.interactions.to_string()));
+    let session = Session::start("example-service", args.run, settings)?;
     let service = Service::start(config).await?;
-    let result = load(session, &service, &key, entities, !args.no_bypass).await;
+    let result = load(session, &service, &plan, !args.no_bypass).await;
     service.shutdown().await;
     result
 }
@@ -131,23 +131,13 @@ fn sqlite_url(folder: &Path) -> String {
     format!("sqlite://{}?mode=rwc", folder.join("validate.db").display())
 }
 
-fn settings(config: &Config, entities: u64) -> Vec<(String, String)> {
-    let mut settings = config.describe();
-    settings.push(("entities".to_owned(), entities.to_string()));
-    settings.push(("interactions".to_owned(), (entities * INTERACTIONS).to_string()));
-    settings
-}
-
 async fn load(
     mut session: Session,
     service: &Service,
-    key: &ApiKey,
-    entities: u64,
+    plan: &SeedPlan,
     bypass: bool,
 ) -> Result<ExitCode, ValidateError> {
-    let seed = session.args().seed;
-    let plan = SeedPlan::new(entities, entities * INTERACTIONS, seed);
-    if !seed_service(&session, service, key, &plan).await? {
+    if !seed_service(&session, service, plan).await? {
         return Ok(session.finish(Vec::new(), None)?);
     }
 
@@ -161,7 +151,7 @@ async fn load(
     let test = |name: &str| {
         LoadTest::new(service.router())
             .name(name)
-            .scenario(workload::mix(&plan, key))
+            .scenario(workload::mix(plan, service.api_key()))
             .warmup(warmup)
             .duration(duration)
             .pass_limiter(bypass)
@@ -172,7 +162,7 @@ async fn load(
     session.say(&format!("open: {rate} requests/s, {duration:?} after {warmup:?} of warm-up"));
     session.run(test("open").rate(rate).threshold(LATENCY)).await?;
 
-    let (requirement, model) = match measure_memory(&session, entities, seed).await? {
+    let (requirement, model) = match measure_memory(&session, plan).await? {
         Some(points) => judge_memory(&points),
         None => (None, None),
     };
@@ -186,21 +176,34 @@ async fn load(
 async fn seed_service(
     session: &Session,
     service: &Service,
-    key: &ApiKey,
     plan: &SeedPlan,
 ) -> Result<bool, ValidateError> {
-    let mut counter = session.counted("seeding", plan.total());
-    let seeder = Seeder::new(service.router(), key.clone());
+    let seeder = Seeder::new(service);
+    let mut counter = session.counted("seeding", plan.entities + plan.interactions);
     let seeding = async {
-        seeder.run(plan, |progress| counter.set(progress.done)).await?;
-        seeder.wait_until_fresh(plan).await
+        let mut before = 0;
+        let mut stage = None;
+        let seeded = seeder
+            .seed(plan, |progress| {
+                // Stages count from zero; the bar counts on.
+                if stage.replace(progress.stage).is_some_and(|stage| stage != progress.stage) {
+                    before = plan.entities;
+                }
+                counter.set(before + progress.done);
+            })
+            .await?;
+        counter.end();
+        let fresh = seeder.wait_until_fresh(&seeded, FRESH_DEADLINE).await?;
+        session.say(&format!(
+            "seeded {} entities and {} interactions in {:.1?}; the model knows them (generation {})",
+            seeded.entities, seeded.interactions, seeded.took, fresh.generation
+        ));
+        Ok(true)
     };
-    let seeded = tokio::select! {
-        seeded = seeding => seeded.map(|()| true),
+    tokio::select! {
+        seeded = seeding => seeded,
         () = session.stop().stopped() => Ok(false),
-    };
-    counter.end();
-    Ok(seeded?)
+    }
 }
 
 /// The requirements on the runs, each where it came out worst.
@@ -221,16 +224,15 @@ fn headline(runs: &[Run]) -> Vec<ThresholdResult> {
 /// Peak memory of fresh processes at several sizes; `None` if it was interrupted.
 async fn measure_memory(
     session: &Session,
-    entities: u64,
-    seed: u64,
+    plan: &SeedPlan,
 ) -> Result<Option<Vec<(u64, u64)>>, ValidateError> {
     let mut counter = session.counted("memory", SIZES.len() as u64 * PROCESSES);
     let mut points = Vec::new();
     for (numerator, denominator) in SIZES {
         for process in 0..PROCESSES {
-            let size = entities * numerator / denominator;
+            let size = plan.entities * numerator / denominator;
             tokio::select! {
-                point = measure_one(size, seed + process) => points.push(point?),
+                point = measure_one(size, plan.seed.wrapping_add(process)) => points.push(point?),
                 () = session.stop().stopped() => return Ok(None),
             }
             counter.set(points.len() as u64);
@@ -241,11 +243,6 @@ async fn measure_memory(
 }
 
 async fn measure_one(entities: u64, seed: u64) -> Result<(u64, u64), ValidateError> {
-    #[derive(Deserialize)]
-    struct Measured {
-        entities: u64,
-        peak_rss_bytes: u64,
-    }
     let failed = |why: String| ValidateError::Memory(format!("{entities} entities: {why}"));
     let output = Command::new(std::env::current_exe()?)
         .args(["measure-memory", "--entities", &entities.to_string(), "--seed", &seed.to_string()])
@@ -255,9 +252,9 @@ async fn measure_one(entities: u64, seed: u64) -> Result<(u64, u64), ValidateErr
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
-    let measured: Measured =
+    let sample: MemorySample =
         serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
-    Ok((measured.entities, measured.peak_rss_bytes))
+    Ok((sample.entities, sample.peak_rss_bytes))
 }
 
 fn judge_memory(points: &[(u64, u64)]) -> (Option<ThresholdResult>, Option<MemoryModel>) {

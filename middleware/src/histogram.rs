@@ -56,7 +56,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 
 /// A distribution of durations, to read, merge and subtract.
 ///
-/// Values keep two significant digits from 1 µs to 1 h (see the [module](self) for the layout); the
+/// Values keep two significant digits from 1 µs to 1 h; the
 /// mean is exact to the nanosecond. About 16 KiB once something is recorded, nothing before.
 #[derive(Clone, Default, Eq, PartialEq)]
 pub struct LatencyHistogram {

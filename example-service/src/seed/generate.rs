@@ -44,7 +44,12 @@ const CATEGORIES: [&str; 16] = [
     "sweets",
 ];
 /// How steeply popularity falls: with 1, the tenth has a tenth of the first's.
-const ZIPF_EXPONENT: f64 = 1.0;
+pub(crate) const ZIPF_EXPONENT: f64 = 1.0;
+/// A word that some of the titles hold.
+pub(crate) fn word(rng: &mut impl rand::Rng) -> &'static str {
+    THINGS[rng.random_range(0..THINGS.len())]
+}
+
 /// How often users stay with their own category, so that what they do has a pattern to be found.
 const LOYALTY: f64 = 0.6;
 
