@@ -8,6 +8,8 @@ mod example_service;
 mod layer;
 // `GET /perf`: the fields of the contract, over the same routers.
 mod perf_endpoint;
+// A real report: its schema, its renderings.
+mod report;
 // The private servers themselves: they start, and they are gone afterwards.
 mod servers;
 // What the tests share: routers under the layer, an HTTP/1.1 client, private servers.

@@ -347,11 +347,16 @@ impl Counter {
         self.bar.set_position(done);
         if let Some(plain) = &mut self.plain {
             let (name, total) = (&self.name, self.total);
-            let elapsed = self.started.elapsed().as_secs_f64();
-            let rate = done as f64 / elapsed.max(1e-9);
-            let left = (total.saturating_sub(done)) as f64 / rate.max(1e-9);
+            let rate = done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+            // Nothing done tells nothing about the time left.
+            let pace = if done == 0 {
+                String::new()
+            } else {
+                let left = total.saturating_sub(done) as f64 / rate;
+                format!(", {}, {left:.0} s left", number::per_second(rate))
+            };
             plain.line(done >= total, || {
-                format!("{name}: {done} of {total}, {rate:.0}/s, {left:.0} s left")
+                format!("{name}: {} of {}{pace}", number::count(done), number::count(total))
             });
         }
     }
@@ -413,8 +418,10 @@ fn figures(progress: &Progress) -> String {
         |p99| format!("p99 {}", number::duration(p99.as_secs_f64() * 1e6)),
     );
     format!(
-        "{:.0}/s, {p99}, {} errors, {} in flight",
-        progress.rate, progress.failed, progress.in_flight
+        "{}, {p99}, {} errors, {} in flight",
+        number::per_second(progress.rate),
+        number::count(progress.failed),
+        number::count(progress.in_flight)
     )
 }
 
