@@ -1,0 +1,126 @@
+//! The configuration as it is typed: flags and environment.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use crate::config::{ApiKey, Config, ConfigError, DEFAULT_DATABASE_URL};
+
+/// Where keys come from when nobody has set one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingKey {
+    /// It is an error: nobody could use the service.
+    Refuse,
+    /// One is made that only this process knows: nobody else needs to use the service.
+    Invent,
+}
+
+/// Flags that every command of the service takes; each can be set in the environment too.
+///
+/// A key is never a flag: other users of a machine can read the command line.
+#[derive(Args, Clone)]
+pub struct ConfigArgs {
+    /// Database: sqlite://FILE?mode=rwc or postgres://USER:PASSWORD@HOST/DATABASE
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        default_value = DEFAULT_DATABASE_URL,
+        hide_env_values = true
+    )]
+    pub database_url: String,
+    /// Cache shared by several processes: redis://HOST:PORT [default: a cache in the process]
+    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// File with one API key a line; or set EXAMPLE_API_KEYS to keys separated by commas
+    #[arg(long, env = "EXAMPLE_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Connections that read [default: 4 on SQLite, 20 on PostgreSQL]
+    #[arg(long, env = "EXAMPLE_DATABASE_CONNECTIONS", value_name = "COUNT")]
+    pub database_connections: Option<u32>,
+    /// Connections to Redis
+    #[arg(long, env = "EXAMPLE_REDIS_CONNECTIONS", value_name = "COUNT", default_value_t = 32)]
+    pub redis_connections: usize,
+    /// Requests per 60 s and key
+    #[arg(long, env = "EXAMPLE_RATE_LIMIT", value_name = "REQUESTS", default_value_t = 1_000)]
+    pub rate_limit: u32,
+    /// How long a cached answer may be used, seconds
+    #[arg(long, env = "EXAMPLE_CACHE_TTL", value_name = "SECONDS", default_value_t = 30)]
+    pub cache_ttl: u64,
+    /// How often the model looks for what other processes wrote, seconds
+    #[arg(
+        long,
+        env = "EXAMPLE_MODEL_REFRESH_INTERVAL",
+        value_name = "SECONDS",
+        default_value_t = 5
+    )]
+    pub model_refresh_interval: u64,
+}
+
+/// Keys in the environment, separated by commas.
+const KEYS_VARIABLE: &str = "EXAMPLE_API_KEYS";
+
+impl ConfigArgs {
+    /// Reads the keys, and checks everything.
+    ///
+    /// # Errors
+    /// The first setting that cannot work, with what would.
+    pub fn config(
+        &self,
+        addr: Option<SocketAddr>,
+        missing_key: MissingKey,
+    ) -> Result<Config, ConfigError> {
+        let mut builder = Config::builder()
+            .database_url(&self.database_url)
+            .redis_url(self.redis_url.clone())
+            .redis_connections(self.redis_connections)
+            .rate_limit(self.rate_limit)
+            .cache_ttl(Duration::from_secs(self.cache_ttl))
+            .model_refresh_interval(Duration::from_secs(self.model_refresh_interval));
+        if let Some(connections) = self.database_connections {
+            builder = builder.database_connections(connections);
+        }
+        if let Some(addr) = addr {
+            builder = builder.addr(addr);
+        }
+        let mut keys = keys_in(&std::env::var(KEYS_VARIABLE).unwrap_or_default(), ',')?;
+        if let Some(path) = &self.api_key_file {
+            let text = std::fs::read_to_string(path).map_err(|error| ConfigError::KeyFile {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            })?;
+            keys.extend(keys_in(&text, '\n')?);
+        }
+        if keys.is_empty() && missing_key == MissingKey::Invent {
+            keys.push(ApiKey::random());
+        }
+        keys.into_iter().fold(builder, crate::ConfigBuilder::api_key).build()
+    }
+}
+
+/// By hand, so that no password is shown.
+impl std::fmt::Debug for ConfigArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigArgs")
+            .field("database_url", &crate::redact::redacted(&self.database_url))
+            .field("redis_url", &self.redis_url.as_deref().map(crate::redact::redacted))
+            .finish_non_exhaustive()
+    }
+}
+
+fn keys_in(text: &str, separator: char) -> Result<Vec<ApiKey>, ConfigError> {
+    text.split(separator).map(str::trim).filter(|key| !key.is_empty()).map(ApiKey::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_apart_and_blanks_left_out() {
+        let keys = keys_in(" first-key, second-key ,,", ',').expect("usable");
+        let keys: Vec<&str> = keys.iter().map(ApiKey::reveal).collect();
+        assert_eq!(keys, ["first-key", "second-key"]);
+        assert!(keys_in("short", '\n').is_err());
+    }
+}
