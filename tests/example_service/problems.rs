@@ -72,7 +72,7 @@ pub(super) async fn an_interaction_needs_its_entity(storage: Storage) {
 pub(super) async fn bodies_that_cannot_be_read_are_refused(storage: Storage) {
     let api = storage.start().await;
     for path in ["/entities", "/interactions"] {
-        for broken in ["", "[", "[{]", "\u{0}", "[1,2"] {
+        for broken in ["", "[", "[{]", "\u{0}"] {
             api.send(json_request(path, broken)).await.problem(400);
         }
         let plain =
