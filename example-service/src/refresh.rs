@@ -20,7 +20,7 @@ use crate::{
 /// Rows read at once: they are held in memory.
 const CHUNK: i64 = 5_000;
 /// Between two refreshes at least this, however often the worker is woken: writes come in bursts.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
 /// After a build, this many times as long in peace: builds take at most a fifth of one processor. What it
 /// took to read is not counted: most of it is waiting.
 const PAUSE_FACTOR: u32 = 4;

@@ -15,7 +15,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     auth::{self, Keys},
-    cache::{MemoryCache, RedisCache, SharedCache},
+    cache::{Cache, MemoryCache, ReadThrough, RedisCache},
     config::{ApiKey, Config},
     extract::BODY_LIMIT,
     problem::ApiError,
@@ -49,8 +49,8 @@ impl Service {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let limiter = auth::limiter(&config)?;
         let store = Store::open(&config).await?;
-        let cache: SharedCache = match &config.redis_url {
-            None => Arc::new(MemoryCache::new()),
+        let cache: Box<dyn Cache> = match &config.redis_url {
+            None => Box::new(MemoryCache::new()),
             Some(url) => {
                 // Two services on one Redis but two databases must not read each other's answers.
                 let installation =
@@ -59,7 +59,7 @@ impl Service {
                         reason: error.to_string(),
                     })?;
                 let prefix = format!("example-service:{installation}");
-                Arc::new(RedisCache::connect(url, config.redis_connections, prefix).await?)
+                Box::new(RedisCache::connect(url, config.redis_connections, prefix).await?)
             }
         };
 
@@ -73,8 +73,8 @@ impl Service {
             refresh::start(store.clone(), model.clone(), interval, written, stop_worker.clone());
 
         let perf = Perf::new();
-        let cache_ttl = config.cache_ttl;
-        let state = AppState { store: store.clone(), writer, cache, cache_ttl, model };
+        let cache = ReadThrough::new(cache, config.cache_ttl);
+        let state = AppState { store: store.clone(), writer, cache, model };
         let router = router(Arc::new(state), &perf, Keys::new(&config.api_keys), limiter);
         let Some(api_key) = config.api_keys.into_iter().next() else {
             return Err(StartError::NoApiKey);
