@@ -85,7 +85,6 @@ impl Service {
     }
 
     /// The whole service as a router, to serve or to call in process. Clones are cheap.
-    #[must_use]
     pub fn router(&self) -> Router {
         self.router.clone()
     }
@@ -156,6 +155,7 @@ fn router(state: Arc<AppState>, perf: &Perf, keys: Keys, limiter: Limiter) -> Ro
         .merge(perf.routes().layer(with_key))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
         .downcast_ref::<String>()
