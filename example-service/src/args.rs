@@ -19,6 +19,7 @@ pub enum MissingKey {
 ///
 /// A key is never a flag: other users of a machine can read the command line.
 #[derive(Args, Clone)]
+#[expect(clippy::doc_markdown, reason = "the help shows these lines as they stand")]
 pub struct ConfigArgs {
     /// Database: sqlite://FILE?mode=rwc or postgres://USER:PASSWORD@HOST/DATABASE
     #[arg(
@@ -35,7 +36,7 @@ pub struct ConfigArgs {
     /// File with one API key a line; or set EXAMPLE_API_KEYS to keys separated by commas
     #[arg(long, env = "EXAMPLE_API_KEY_FILE", value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Connections that read [default: 4 on SQLite, 20 on PostgreSQL]
+    /// Connections that read [default: 16 on SQLite, 20 on PostgreSQL]
     #[arg(long, env = "EXAMPLE_DATABASE_CONNECTIONS", value_name = "COUNT")]
     pub database_connections: Option<u32>,
     /// Connections to Redis

@@ -139,7 +139,7 @@ impl ConfigBuilder {
         self
     }
 
-    /// Connections that read, 1 to 1,000; 4 on SQLite and 20 on PostgreSQL if none is given.
+    /// Connections that read, 1 to 1,000; 16 on SQLite and 20 on PostgreSQL if none is given.
     #[must_use]
     pub fn database_connections(mut self, connections: u32) -> Self {
         self.database_connections = Some(connections);
@@ -200,8 +200,8 @@ impl ConfigBuilder {
             range: "1 or more",
         })?;
         let database_connections = self.database_connections.unwrap_or(match backend {
-            // More threads than processors only take turns.
-            Backend::Sqlite => 4,
+            // More than processors: most of the time one is held goes by until its task is woken.
+            Backend::Sqlite => 16,
             Backend::Postgres => 20,
         });
         check("database connections", database_connections, 1..=1_000, "1 to 1000")?;
@@ -239,7 +239,7 @@ impl ConfigBuilder {
     }
 }
 
-fn check<T: PartialOrd + fmt::Debug>(
+fn check<T: Copy + PartialOrd + fmt::Debug>(
     setting: &'static str,
     value: T,
     allowed: std::ops::RangeInclusive<T>,

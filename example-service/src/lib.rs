@@ -63,7 +63,7 @@
 //! user met of late, without that; `personal` is `false` where trending entities, with score 0, fill the
 //! list up. **Trending**: what was met most of late; a day halves an interaction; a like counts three
 //! views, a purchase five. **Search** finds entities that hold every word of `q` in title or category, the
-//! last word as a beginning; `q` has up to 200 characters, of which five words count; the first 200 hits
+//! last word as a beginning; `q` has up to 200 characters, of which five words count; the first 100 hits
 //! by word and id are put in order of popularity, which is their score.
 //!
 //! **`GET /health`** also tells how fresh the model is:

@@ -20,8 +20,9 @@ use crate::{
 /// Rows read at once: they are held in memory.
 const CHUNK: i64 = 5_000;
 /// Between two refreshes at least this, however often the worker is woken: writes come in bursts.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-/// After a refresh, this many times as long in peace: the worker takes at most a fifth of one processor.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(250);
+/// After a build, this many times as long in peace: builds take at most a fifth of one processor. What it
+/// took to read is not counted: most of it is waiting.
 const PAUSE_FACTOR: u32 = 4;
 
 /// The current model, and how fresh it is.
@@ -73,15 +74,18 @@ pub(crate) fn start(
 async fn run(store: Store, live: LiveModel, interval: Duration, written: Arc<Notify>) {
     let mut histories = Histories::default();
     loop {
-        let started = Instant::now();
+        let mut built = Duration::ZERO;
         match refresh(&store, &live, &mut histories).await {
-            Ok(()) => live.failing.store(false, Ordering::Relaxed),
+            Ok(took) => {
+                built = took;
+                live.failing.store(false, Ordering::Relaxed);
+            }
             Err(error) => {
                 tracing::error!(%error, "the model could not be refreshed; the last one stays");
                 live.failing.store(true, Ordering::Relaxed);
             }
         }
-        tokio::time::sleep(SHORTEST_PAUSE.max(started.elapsed() * PAUSE_FACTOR)).await;
+        tokio::time::sleep(SHORTEST_PAUSE.max(built * PAUSE_FACTOR)).await;
         // Told while the worker was busy or paused, it returns at once.
         let _ = tokio::time::timeout(interval, written.notified()).await;
     }
@@ -95,17 +99,18 @@ enum RefreshError {
     Build(#[from] tokio::task::JoinError),
 }
 
+/// Returns how long the build took; nothing where there was nothing new.
 async fn refresh(
     store: &Store,
     live: &LiveModel,
     histories: &mut Histories,
-) -> Result<(), RefreshError> {
+) -> Result<Duration, RefreshError> {
     let started = Instant::now();
     let goal = store.sequences().await?;
     let known =
         Sequences { entities: histories.entity_revision, interactions: histories.interactions };
     if goal == known && live.coverage().generation > 0 {
-        return Ok(());
+        return Ok(Duration::ZERO);
     }
     // Up to the interactions of `goal` only: their entities were written before them, so that all of
     // them are among what is read first.
@@ -126,14 +131,15 @@ async fn refresh(
     }
     // Moved there and back: a build keeps its thread busy for up to a second.
     let mut moved = std::mem::take(histories);
-    let (moved, mut model) = tokio::task::spawn_blocking(move || {
+    let (moved, mut model, built) = tokio::task::spawn_blocking(move || {
+        let started = Instant::now();
         let model = moved.build(now_ms());
-        (moved, model)
+        (moved, model, started.elapsed())
     })
     .await?;
     *histories = moved;
     model.coverage.took = started.elapsed();
     tracing::debug!(coverage = ?model.coverage, "the model is refreshed");
     live.current.store(Arc::new(model));
-    Ok(())
+    Ok(built)
 }

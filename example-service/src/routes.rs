@@ -11,10 +11,9 @@ use axum::{
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 use crate::{
-    cache::SharedCache,
+    cache::ReadThrough,
     entity::{Entity, Listed},
     extract::{Batch, Id, Parameters},
     interaction::Interaction,
@@ -32,15 +31,14 @@ const MAX_LIMIT: usize = 100;
 const QUERY_CHARS: usize = 200;
 const QUERY_TERMS: usize = 5;
 /// Hits that are put in order. More match a beginning like "a" than anyone would page through.
-const SEARCH_CANDIDATES: i64 = 200;
+const SEARCH_CANDIDATES: i64 = 100;
 
 /// What handlers share.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct AppState {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
-    pub(crate) cache: SharedCache,
-    pub(crate) cache_ttl: Duration,
+    pub(crate) cache: ReadThrough,
     pub(crate) model: LiveModel,
 }
 
@@ -83,13 +81,12 @@ pub(crate) async fn post_interactions(
 }
 
 pub(crate) async fn get_entity(State(app): Shared, Id(id): Id) -> Result<Response, ApiError> {
-    let key = entity_key(id);
-    if let Some(body) = app.cache.get(&key).await {
-        return Ok(json(body));
-    }
-    let entity = app.store.entity(id).await?.ok_or_else(|| no_entity(id))?;
-    let body = encoded(&entity)?;
-    app.cache.set(key, body.clone(), app.cache_ttl).await;
+    let body = app
+        .cache
+        .get_or_load(entity_key(id), || async {
+            encoded(&app.store.entity(id).await?.ok_or_else(|| no_entity(id))?)
+        })
+        .await?;
     Ok(json(body))
 }
 
@@ -130,19 +127,16 @@ pub(crate) async fn recommendations(
     Ok(json(encoded(&Recommendations { user_id, personal, items })?))
 }
 
-/// From the cache, else from the database. A write by the user drops it from the cache; one that comes
-/// in between the two lines here is seen when the entry ends.
 async fn recent_entities(app: &AppState, user: i64) -> Result<Vec<i64>, ApiError> {
-    let key = user_key(user);
-    if let Some(bytes) = app.cache.get(&key).await
-        && let Some(recent) = unpacked(&bytes)
-    {
-        return Ok(recent);
-    }
     let limit = i64::try_from(USER_HISTORY).unwrap_or(i64::MAX);
-    let recent = app.store.recent_entities(user, limit).await?;
-    app.cache.set(key, packed(&recent), app.cache_ttl).await;
-    Ok(recent)
+    let load =
+        || async { Ok::<_, ApiError>(packed(&app.store.recent_entities(user, limit).await?)) };
+    let packed = app.cache.get_or_load(user_key(user), load).await?;
+    match unpacked(&packed) {
+        Some(recent) => Ok(recent),
+        // Of another version of the service.
+        None => Ok(app.store.recent_entities(user, limit).await?),
+    }
 }
 
 /// Eight bytes an id: in a cache that holds every active user, JSON would take twice the room.
@@ -210,24 +204,22 @@ pub(crate) async fn search(
     // By what the model knows: when it has taken up new entities, what was found before them is old.
     let revision = app.model.coverage().entity_revision;
     let key = format!("search:{revision}:{limit}:{}", terms.join(" "));
-    if let Some(body) = app.cache.get(&key).await {
-        return Ok(json(body));
-    }
-    let mut found = app.store.search(&terms, SEARCH_CANDIDATES).await?;
+    let body = app.cache.get_or_load(key, || find(&app, &terms, limit)).await?;
+    Ok(json(body))
+}
+
+async fn find(app: &AppState, terms: &[String], limit: usize) -> Result<Bytes, ApiError> {
+    let mut found = app.store.search(terms, SEARCH_CANDIDATES).await?;
     found.sort_unstable_by_key(|entity| entity.id);
     found.dedup_by_key(|entity| entity.id);
-    let body = {
-        let model = app.model.load();
-        found.sort_by_cached_key(|entity| std::cmp::Reverse(model.popularity(entity.id)));
-        let items = found.iter().take(limit).map(|entity| Listed {
-            id: entity.id,
-            title: entity.title.as_str().into(),
-            score: f64::from(model.popularity(entity.id)),
-        });
-        encoded(&List { items: items.collect() })?
-    };
-    app.cache.set(key, body.clone(), app.cache_ttl).await;
-    Ok(json(body))
+    let model = app.model.load();
+    found.sort_by_cached_key(|entity| std::cmp::Reverse(model.popularity(entity.id)));
+    let items = found.iter().take(limit).map(|entity| Listed {
+        id: entity.id,
+        title: entity.title.as_str().into(),
+        score: f64::from(model.popularity(entity.id)),
+    });
+    encoded(&List { items: items.collect() })
 }
 
 #[derive(Serialize)]

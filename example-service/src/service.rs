@@ -15,7 +15,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     auth::{self, Keys},
-    cache::{MemoryCache, RedisCache, SharedCache},
+    cache::{Cache, MemoryCache, ReadThrough, RedisCache},
     config::{ApiKey, Config},
     extract::BODY_LIMIT,
     problem::ApiError,
@@ -49,8 +49,8 @@ impl Service {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let limiter = auth::limiter(&config)?;
         let store = Store::open(&config).await?;
-        let cache: SharedCache = match &config.redis_url {
-            None => Arc::new(MemoryCache::new()),
+        let cache: Box<dyn Cache> = match &config.redis_url {
+            None => Box::new(MemoryCache::new()),
             Some(url) => {
                 // Two services on one Redis but two databases must not read each other's answers.
                 let installation =
@@ -59,7 +59,7 @@ impl Service {
                         reason: error.to_string(),
                     })?;
                 let prefix = format!("example-service:{installation}");
-                Arc::new(RedisCache::connect(url, config.redis_connections, prefix).await?)
+                Box::new(RedisCache::connect(url, config.redis_connections, prefix).await?)
             }
         };
 
@@ -73,8 +73,8 @@ impl Service {
             refresh::start(store.clone(), model.clone(), interval, written, stop_worker.clone());
 
         let perf = Perf::new();
-        let cache_ttl = config.cache_ttl;
-        let state = AppState { store: store.clone(), writer, cache, cache_ttl, model };
+        let cache = ReadThrough::new(cache, config.cache_ttl);
+        let state = AppState { store: store.clone(), writer, cache, model };
         let router = router(Arc::new(state), &perf, Keys::new(&config.api_keys), limiter);
         let Some(api_key) = config.api_keys.into_iter().next() else {
             return Err(StartError::NoApiKey);
@@ -85,7 +85,6 @@ impl Service {
     }
 
     /// The whole service as a router, to serve or to call in process. Clones are cheap.
-    #[must_use]
     pub fn router(&self) -> Router {
         self.router.clone()
     }
@@ -156,6 +155,7 @@ fn router(state: Arc<AppState>, perf: &Perf, keys: Keys, limiter: Limiter) -> Ro
         .merge(perf.routes().layer(with_key))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
     let message = panic
         .downcast_ref::<String>()

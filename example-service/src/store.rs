@@ -22,10 +22,11 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const MIGRATE_DEADLINE: Duration = Duration::from_secs(120);
 /// A connection that lay idle for longer is tried before a request gets it.
 const TRUSTED_IDLE: Duration = Duration::from_secs(10);
-/// Rows of one statement. SQLite takes 32,766 parameters, PostgreSQL 65,535; five a row here.
-const ROWS_PER_STATEMENT: usize = 1_000;
-/// Statements of more rows than this are not worth keeping prepared: each length is one of its own.
-const PREPARED_ROWS: usize = 16;
+/// Rows of one statement. SQLite looks every `$n` up among all those before it, so the time to prepare a
+/// statement grows with the square of its rows; short ones in a row are much faster than a long one.
+const ROWS_PER_STATEMENT: usize = 64;
+/// Statements that are kept prepared: the full ones and the shortest. Each length is one of its own.
+const PREPARED_ROWS: usize = 8;
 /// After every other term with the same beginning: the last character there is.
 const LAST_CHARACTER: char = '\u{10FFFF}';
 
@@ -36,6 +37,9 @@ pub(crate) struct Store {
     /// On SQLite one connection of its own: there, writers wait for each other anyway, and those that
     /// wait in line here never see `SQLITE_BUSY`. On PostgreSQL the same as `read`.
     write: AnyPool,
+    /// One connection for the worker that reads what is new: behind a line of requests, the model would
+    /// grow old exactly when much is written.
+    background: AnyPool,
     backend: Backend,
 }
 
@@ -72,6 +76,7 @@ impl Store {
             Backend::Sqlite => pool(1),
             Backend::Postgres => read.clone(),
         };
+        let background = pool(1);
         let migrations = match backend {
             Backend::Sqlite => sqlx::migrate!("migrations/sqlite"),
             Backend::Postgres => sqlx::migrate!("migrations/postgres"),
@@ -81,11 +86,12 @@ impl Store {
             Ok(Err(error)) => return Err(failed(&error)),
             Err(_) => return Err(failed(&format!("migrations took over {MIGRATE_DEADLINE:?}"))),
         }
-        Ok(Self { read, write, backend })
+        Ok(Self { read, write, background, backend })
     }
 
     /// Waits until every connection is back, and closes them.
     pub(crate) async fn close(&self) {
+        self.background.close().await;
         self.read.close().await;
         // Last: on SQLite the connection that wrote tidies the log away.
         self.write.close().await;
@@ -172,7 +178,8 @@ impl Store {
 
     /// The last revision of an entity and the last id of an interaction.
     pub(crate) async fn sequences(&self) -> Result<Sequences, sqlx::Error> {
-        let rows = sqlx::query("SELECT name, value FROM sequences").fetch_all(&self.read).await?;
+        let rows =
+            sqlx::query("SELECT name, value FROM sequences").fetch_all(&self.background).await?;
         let mut sequences = Sequences::default();
         for row in rows {
             let value = row.try_get(1)?;
@@ -196,7 +203,7 @@ impl Store {
         )
         .bind(revision)
         .bind(limit)
-        .fetch_all(&self.read)
+        .fetch_all(&self.background)
         .await?;
         rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
     }
@@ -215,7 +222,7 @@ impl Store {
         .bind(after)
         .bind(until)
         .bind(limit)
-        .fetch_all(&self.read)
+        .fetch_all(&self.background)
         .await?;
         rows.iter()
             .map(|row| {
@@ -311,7 +318,7 @@ pub(crate) async fn upsert_entities(
             " ON CONFLICT (id) DO UPDATE SET title = excluded.title, category = excluded.category, \
              revision = excluded.revision",
         );
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(chunk.len() <= PREPARED_ROWS);
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(is_prepared(chunk.len()));
         for entity in chunk {
             revision += 1;
             query = query.bind(entity.id).bind(&entity.title).bind(&entity.category).bind(revision);
@@ -320,7 +327,7 @@ pub(crate) async fn upsert_entities(
 
         let mut sql = String::from("DELETE FROM entity_terms WHERE entity_id IN ");
         push_rows(&mut sql, 1, chunk.len());
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(chunk.len() <= PREPARED_ROWS);
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(is_prepared(chunk.len()));
         for entity in chunk {
             query = query.bind(entity.id);
         }
@@ -333,7 +340,7 @@ pub(crate) async fn upsert_entities(
     for chunk in terms.chunks(ROWS_PER_STATEMENT) {
         let mut sql = String::from("INSERT INTO entity_terms (term, entity_id) VALUES ");
         push_rows(&mut sql, chunk.len(), 2);
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(chunk.len() <= PREPARED_ROWS);
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(is_prepared(chunk.len()));
         for (term, entity) in chunk {
             query = query.bind(term).bind(*entity);
         }
@@ -351,7 +358,7 @@ pub(crate) async fn existing_entities(
     for chunk in ids.chunks(ROWS_PER_STATEMENT) {
         let mut sql = String::from("SELECT id FROM entities WHERE id IN ");
         push_rows(&mut sql, 1, chunk.len());
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(chunk.len() <= PREPARED_ROWS);
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(is_prepared(chunk.len()));
         for id in chunk {
             query = query.bind(*id);
         }
@@ -374,7 +381,7 @@ pub(crate) async fn insert_interactions(
             "INSERT INTO interactions (id, user_id, entity_id, kind, occurred_at_ms) VALUES ",
         );
         push_rows(&mut sql, chunk.len(), 5);
-        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(chunk.len() <= PREPARED_ROWS);
+        let mut query = sqlx::query(AssertSqlSafe(sql)).persistent(is_prepared(chunk.len()));
         for interaction in chunk {
             id += 1;
             query = query
@@ -387,6 +394,10 @@ pub(crate) async fn insert_interactions(
         query.execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+fn is_prepared(rows: usize) -> bool {
+    rows <= PREPARED_ROWS || rows == ROWS_PER_STATEMENT
 }
 
 /// Appends `($1, $2), ($3, $4)` for two rows of two columns.
