@@ -16,10 +16,8 @@ use parallax_loadgen::{
 use tokio::process::Command;
 
 use crate::{
-    ConfigArgs, ConfigError, DEFAULT_DATABASE_URL, MissingKey, SeedError, SeedPlan, Seeder, Service,
-    StartError,
-    memory::MemorySample,
-    workload,
+    ConfigArgs, ConfigError, DEFAULT_DATABASE_URL, MissingKey, SeedError, SeedPlan, Seeder,
+    Service, StartError, memory::MemorySample, workload,
 };
 
 /// 95 of 100 requests are answered within this.
@@ -34,6 +32,10 @@ const MEMORY: &str = "rss < 2GiB at 100,000 entities";
 /// Sizes that memory is measured at, as shares of the seeded entities, and processes for each.
 const SIZES: [(u64, u64); 5] = [(1, 8), (1, 4), (1, 2), (3, 4), (1, 1)];
 const PROCESSES: u64 = 2;
+
+/// Users read an answer before they ask again. Without a pause a thousand of them are no users but a
+/// closed loop that fills whatever queue is longest.
+const THINK_TIME: Duration = Duration::from_millis(100);
 
 /// How long the model may take to know everything that was seeded.
 const FRESH_DEADLINE: Duration = Duration::from_secs(120);
@@ -145,7 +147,7 @@ async fn load(
     let duration =
         session.args().duration.unwrap_or(Duration::from_secs(if quick { 5 } else { 60 }));
     let warmup = session.args().warmup.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
-    let think_time = session.args().think_time.unwrap_or_default();
+    let think_time = session.args().think_time.unwrap_or(THINK_TIME);
     let users = session.args().users.unwrap_or(1_000);
     let rate = session.args().rate.unwrap_or(2_000.0);
     let test = |name: &str| {
@@ -156,7 +158,9 @@ async fn load(
             .duration(duration)
             .pass_limiter(bypass)
     };
-    session.say(&format!("closed: {users} users, {duration:?} after {warmup:?} of warm-up"));
+    session.say(&format!(
+        "closed: {users} users who pause {think_time:?}, {duration:?} after {warmup:?} of warm-up"
+    ));
     let closed = test("closed").users(users).think_time(think_time);
     session.run(closed.threshold(LATENCY).threshold(THROUGHPUT)).await?;
     session.say(&format!("open: {rate} requests/s, {duration:?} after {warmup:?} of warm-up"));

@@ -48,13 +48,13 @@ pub fn mix(plan: &SeedPlan, key: &ApiKey) -> Scenario {
 }
 
 /// Draws entities by the popularity that the seeder gave them.
-fn popular_entities(plan: &SeedPlan) -> impl Fn(&mut LoadRng) -> u64 + Clone + Send + Sync + 'static {
+fn popular_entities(
+    plan: &SeedPlan,
+) -> impl Fn(&mut LoadRng) -> u64 + Clone + Send + Sync + 'static {
     let entities = plan.entities;
     // A plan has at least one entity, so the distribution exists; without it, everybody asks for the first.
     let popularity = Zipf::new(entities as f64, seed::ZIPF_EXPONENT).ok();
-    move |rng| {
-        popularity.map_or(1, |zipf| (zipf.sample(rng) as u64).clamp(1, entities))
-    }
+    move |rng| popularity.map_or(1, |zipf| (zipf.sample(rng) as u64).clamp(1, entities))
 }
 
 /// Makes requests that open the service.
@@ -70,7 +70,9 @@ impl Asker {
 
     fn post(&self, path: &str, json: String) -> Request<Bytes> {
         let mut request = self.request(Method::POST, path, json.into());
-        request.headers_mut().insert(CONTENT_TYPE, "application/json".parse().expect("visible ASCII"));
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, "application/json".parse().expect("visible ASCII"));
         request
     }
 

@@ -105,7 +105,10 @@ fn a_validation_accounts_for_every_request_and_writes_its_report() {
     for part in ["Run closed", "Run open", "p95 < 200ms", "rate >= 1000/s", "rss < 2GiB", "lag"] {
         assert!(text.contains(part), "{part} is missing in {text}");
     }
-    assert!(text.lines().all(|line| line.chars().count() <= 80 || line.starts_with("report:")), "{text}");
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 80 || line.starts_with("report:")),
+        "{text}"
+    );
 
     let report = report(out.path());
     assert_eq!(report["interrupted"], false);

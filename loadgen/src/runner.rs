@@ -150,9 +150,7 @@ impl<S: InProcess> Phase<'_, S> {
         let _abandon = Abandon(&load.abandoned);
         let collector = Collector::start(load.clone(), stage, self.observer.cloned())?;
         let paced = match load.plan.workload {
-            Workload::Closed { users, think_time } => {
-                run_closed(load, users, think_time, &collector.stage).await
-            }
+            Workload::Closed { users, .. } => run_closed(load, users, &collector.stage).await,
             Workload::Open { rate } => run_open(load, rate, &collector.stage).await,
         };
         let paced = match paced {
@@ -205,13 +203,12 @@ struct Dispatched {
 async fn run_closed<S: InProcess>(
     load: &Arc<Load<S>>,
     users: usize,
-    think_time: Duration,
     stage: &StageCell,
 ) -> io::Result<Dispatched> {
     sleep_until(load.start).await;
     let mut tasks = JoinSet::new();
     for user in 0..users {
-        tasks.spawn(load.clone().user(user as u64, think_time));
+        tasks.spawn(load.clone().user(user as u64));
     }
     tokio::select! {
         () = sleep_until(load.end) => {}
@@ -279,12 +276,18 @@ impl<S: InProcess> Load<S> {
     }
 
     /// One user: asks, waits for the answer, thinks, and asks again until the phase ends.
-    async fn user(self: Arc<Self>, user: u64, think_time: Duration) {
+    async fn user(self: Arc<Self>, user: u64) {
         let mut service = self.service.clone();
         let mut rng = stream(self.plan.seed, user);
         let mut probe = self.probes.probe();
-        // A user is ready when it comes into being, and when it has thought.
+        // A user is ready when it comes into being, and when it has thought. Users begin in the middle
+        // of a thought, each at another point of it: in step they would come in waves.
+        let Workload::Closed { users, think_time } = self.plan.workload else { return };
         let mut ready = Instant::now();
+        if !think_time.is_zero() {
+            ready = self.start + think_time.mul_f64(user as f64 / users as f64);
+            self.think_until(ready).await;
+        }
         while ready < self.end && !self.is_stopped() {
             let (step, request) = self.plan.scenario.draw(&mut rng);
             self.sink.sent();
@@ -294,11 +297,15 @@ impl<S: InProcess> Load<S> {
                 // A service that never waits would otherwise keep this worker for itself.
                 consume_budget().await;
             } else {
-                tokio::select! {
-                    () = sleep_until(ready.min(self.end)) => {}
-                    () = self.stop.stopped() => {}
-                }
+                self.think_until(ready).await;
             }
+        }
+    }
+
+    async fn think_until(&self, ready: Instant) {
+        tokio::select! {
+            () = sleep_until(ready.min(self.end)) => {}
+            () = self.stop.stopped() => {}
         }
     }
 

@@ -98,10 +98,18 @@ fn stopped(text: &str) -> String {
 /// A plan in a sentence.
 fn plan_in_words(plan: &PlanSummary) -> String {
     let load = match plan.model {
-        Model::Closed => format!(
-            "{} users, each waiting for its answer",
-            number::count(plan.users.unwrap_or(0) as u64)
-        ),
+        Model::Closed => {
+            let users = number::count(plan.users.unwrap_or(0) as u64);
+            match plan.think_time_s {
+                Some(pause) if pause > 0.0 => {
+                    format!(
+                        "{users} users, each pausing {} after its answer",
+                        number::seconds(pause)
+                    )
+                }
+                _ => format!("{users} users, each waiting for its answer"),
+            }
+        }
         Model::Open => format!(
             "{} arrivals a second, whether answered or not",
             number::plain(plan.rate.unwrap_or(0.0))

@@ -122,7 +122,7 @@ pub(crate) fn over_time(timeline: &[TimelineRow]) -> Markup {
     let latencies = timeline.iter().flat_map(|row| [row.p50_us, row.p99_us]).flatten();
     let latency = Linear::up_to(latencies.fold(0.0, f64::max), Unit::Us);
     let bad = |row: &TimelineRow| per_second(row.failed + row.dropped, row);
-    let rates = timeline.iter().map(|row| per_second(row.ok, row).max(bad(row)));
+    let rates = timeline.iter().map(|row| per_second(row.completed, row).max(bad(row)));
     let rate = Linear::up_to(rates.fold(0.0, f64::max), Unit::PerSecond);
     let above = Frame { top: 18.0, bottom: 150.0 };
     let below = Frame { top: 176.0, bottom: HEIGHT - BOTTOM };
@@ -165,7 +165,7 @@ pub(crate) fn over_time(timeline: &[TimelineRow]) -> Markup {
             }
             g."line p99" { (line(&above, &latency, &|row| row.p99_us)) }
             g."line p50" { (line(&above, &latency, &|row| row.p50_us)) }
-            g."line rate" { (line(&below, &rate, &|row| Some(per_second(row.ok, row)))) }
+            g."line rate" { (line(&below, &rate, &|row| Some(per_second(row.completed, row)))) }
         }
     }
 }
@@ -338,6 +338,7 @@ mod tests {
                 at_s: f64::from(i),
                 width_s: 1.0,
                 ok: 1_000,
+                completed: 1_000,
                 failed: 0,
                 dropped: 0,
                 p50_us: Some(100.0),
@@ -375,7 +376,7 @@ mod tests {
         }
         let mut rows = rows(3);
         rows[0].width_s = 0.0;
-        rows.iter_mut().for_each(|row| row.ok = 0);
+        rows.iter_mut().for_each(|row| row.completed = 0);
         let drawn = over_time(&rows).into_string();
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
     }

@@ -233,7 +233,7 @@ impl Page {
         self.painted(BOLD, "  over time");
         let rates: Vec<_> = timeline
             .iter()
-            .map(|row| (row.width_s > 0.0).then(|| row.ok as f64 / row.width_s))
+            .map(|row| (row.width_s > 0.0).then(|| row.completed as f64 / row.width_s))
             .collect();
         let p99s: Vec<_> = timeline.iter().map(|row| row.p99_us).collect();
         for (label, values, unit) in [("rate", rates, Unit::PerSecond), ("p99", p99s, Unit::Us)] {
