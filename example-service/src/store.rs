@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long the service tries to reach its database when it starts.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(8);
 /// A migration of much data takes its time, but not for ever.
 const MIGRATE_DEADLINE: Duration = Duration::from_secs(120);
 /// A connection that lay idle for longer is tried before a request gets it.
