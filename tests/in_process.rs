@@ -202,37 +202,46 @@ async fn without_a_layer_there_is_one_view_and_it_says_so() {
     assert_eq!(run.client.routes[0].route, "GET /items/7");
 }
 
-/// 600 rejections of 1 ms beside 400 answers of about 100 ms, in every thousand.
-fn masquerade() -> Router {
+/// Rejects `of_ten` requests in ten after `rejection`, and answers the others after 100 ms.
+fn rejecting(of_ten: u64, rejection: Duration) -> Router {
     let turn = Arc::new(AtomicU64::new(0));
-    Router::new()
-        .route(
-            "/",
-            get(move || {
-                let turn = turn.fetch_add(1, Relaxed);
-                async move {
-                    if turn % 10 < 6 {
-                        tokio::time::sleep(millis(1)).await;
-                        StatusCode::TOO_MANY_REQUESTS
-                    } else {
-                        tokio::time::sleep(millis(100)).await;
-                        StatusCode::OK
-                    }
-                }
-            }),
-        )
-        .layer(Perf::new().layer())
+    let answer = move || {
+        let turn = turn.fetch_add(1, Relaxed);
+        async move {
+            if turn % 10 < of_ten {
+                tokio::time::sleep(rejection).await;
+                StatusCode::TOO_MANY_REQUESTS
+            } else {
+                tokio::time::sleep(millis(100)).await;
+                StatusCode::OK
+            }
+        }
+    };
+    Router::new().route("/", get(answer)).layer(Perf::new().layer())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejections_that_masquerade_as_fast_answers_make_a_run_invalid() {
-    let test = LoadTest::new(masquerade()).get("/").users(100).threshold("p95 < 500ms");
-    let run = run(test).await;
+    let test = LoadTest::new(rejecting(2, millis(1))).get("/").users(100);
+    let run = run(test.threshold("p95 < 500ms")).await;
     assert_conserved(&run.conservation);
     assert_eq!(run.verdict, Verdict::Invalid);
     assert_eq!(rules(&run), ["masquerade"], "{:?}", run.validity);
     // The success median is that of the successes, not of the rejections.
     assert!(run.client.response_time.summary.p50_us.expect("enough") >= 100_000.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_is_mostly_turned_away_is_invalid_however_slowly() {
+    let run = run(LoadTest::new(rejecting(6, millis(100))).get("/").users(100)).await;
+    assert_eq!(rules(&run), ["masquerade"], "{:?}", run.validity);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_few_slow_rejections_are_errors_and_nothing_else() {
+    let run = run(LoadTest::new(rejecting(2, millis(100))).get("/").users(100)).await;
+    assert_eq!(run.validity.verdict, Verdict::Pass, "{:?}", run.validity);
+    assert!(run.conservation.outcomes.limited > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -101,7 +101,9 @@ impl Failure {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Next to progress and verdicts the service's own news are noise.
+    let news = if matches!(cli.command, Command::Validate(_)) { "warn" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(news));
     // To stderr: stdout is for results.
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -131,7 +131,11 @@ fn a_validation_accounts_for_every_request_and_writes_its_report() {
 #[test]
 fn load_that_meets_the_limiter_is_invalid_and_not_fast() {
     let out = tempfile::tempdir().expect("a folder");
-    let output = run(&small(out.path().to_str().expect("text"), "2s", &["--no-bypass", "--json"]));
+    let output = run(&small(
+        out.path().to_str().expect("text"),
+        "2s",
+        &["--no-bypass", "--json", "--rate-limit", "20"],
+    ));
     assert_eq!(output.status.code(), Some(97));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
     assert_eq!(report["verdict"], "invalid");

@@ -30,7 +30,8 @@ const LAG_FLOOR: Duration = Duration::from_millis(1);
 const LAG_SHARE: f64 = 0.05;
 /// Of the arrivals, at least so many must have been sent.
 const SENT_SHARE: f64 = 0.99;
-/// Rejections past this share, and faster than this share of the success median, masquerade.
+/// Rejections past this share masquerade if they are faster than this share of the success median, or
+/// more than the successes: then it hardly matters how fast they are, the load went elsewhere.
 const REJECTED_SHARE: f64 = 0.01;
 const MASQUERADE_SHARE: f64 = 0.5;
 /// Pairs with a server time above their service time, at most.
@@ -151,7 +152,8 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
         let success_p50 = total.service_time.quantile(0.5);
         let share = tally.rejected.count() as f64 / counts.outcomes.total().max(1) as f64;
         let faster = success_p50.is_none_or(|p50| rejected_p50 < p50.mul_f64(MASQUERADE_SHARE));
-        if share > REJECTED_SHARE && faster {
+        let most = tally.rejected.count() > counts.outcomes.ok;
+        if share > REJECTED_SHARE && (faster || most) {
             let against = success_p50.map_or_else(
                 || "and none succeeded".to_owned(),
                 |p50| format!("against {} for a success", number::duration(micros(p50))),

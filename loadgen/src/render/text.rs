@@ -87,8 +87,8 @@ impl Page {
             return;
         }
         self.section(title, None);
-        let head = row("", "observed", "interval", "limit", "margin");
-        self.painted(DIM, head.trim_end());
+        let head = figures("observed", "interval", "limit", "margin");
+        self.painted(DIM, &row("", &head));
         let mut on = "";
         for result in results {
             if result.run != on {
@@ -97,19 +97,20 @@ impl Page {
                 self.painted(DIM, &fitted(run, WIDTH));
             }
             let label = clean(&result.expression);
-            let own_line = width(&label) > 19;
-            if own_line {
-                self.painted(PLAIN, &format!("  {}", fitted(&label, WIDTH - 2)));
-            }
-            let figures = row(
-                if own_line { "" } else { &label },
+            let figures = figures(
                 &number::maybe(result.observed, result.unit),
                 &number::interval(result),
                 &number::value(result.limit, result.unit),
                 &result.margin.map_or_else(|| number::NONE.to_owned(), number::margin),
             );
+            // A blank on either side of the label; what leaves no room for it goes below it.
+            let own_line = width(&label) + 2 + width(&figures) >= FIGURES_END;
+            if own_line {
+                self.painted(PLAIN, &format!("  {}", fitted(&label, WIDTH - 2)));
+            }
             let verdict = self.paint(verdict_style(result.verdict), &result.verdict.to_string());
-            self.line(&format!("{figures} {verdict}"));
+            let row = row(if own_line { "" } else { &label }, &figures);
+            self.line(&format!("{row} {verdict}"));
             if result.verdict != Verdict::Pass && !result.note.is_empty() {
                 self.wrapped(4, DIM, &result.note);
             }
@@ -431,9 +432,16 @@ fn verdict_style(verdict: Verdict) -> anstyle::Style {
     color.on_default()
 }
 
-/// 67 columns; the verdict follows.
-fn row(label: &str, observed: &str, interval: &str, limit: &str, margin: &str) -> String {
-    format!("  {label:<19} {observed:>9} {interval:>17} {limit:>8} {margin:>7}")
+/// Where the figures of a requirement end; a blank and the longest verdict fill the line.
+const FIGURES_END: usize = WIDTH - 1 - "inconclusive".len();
+
+fn figures(observed: &str, interval: &str, limit: &str, margin: &str) -> String {
+    format!("{observed:>9} {interval:>17} {limit:>8} {margin:>7}")
+}
+
+/// A requirement but for its verdict, its figures aligned to the right.
+fn row(label: &str, figures: &str) -> String {
+    format!("  {label}{figures:>room$}", room = FIGURES_END - 2 - width(label))
 }
 
 fn cell(text: &str) -> String {
