@@ -14,7 +14,7 @@ use example_service::{
     seed::{SeedPlan, SeedStage, Seeder},
     validate::{ValidateArgs, validate},
 };
-use indicatif::{ProgressBar, ProgressStyle};
+use parallax_loadgen::cli::Counter;
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -47,6 +47,9 @@ enum Command {
         config: ConfigArgs,
     },
     /// Load this service in process and judge its requirements
+    ///
+    /// By default 1,000 users who pause 100ms between requests, then 2,000 requests/s on
+    /// schedule: for 60s each over 100,000 entities, with --quick for 5s over 10,000.
     ///
     /// Examples:
     ///   example-service validate --quick
@@ -200,17 +203,15 @@ async fn fill(plan: &SeedPlan, args: &ConfigArgs) -> Result<(), Failure> {
 
 async fn fill_with(seeder: &Seeder, plan: &SeedPlan) -> Result<(), Failure> {
     let started = Instant::now();
-    let mut bar: Option<(SeedStage, ProgressBar)> = None;
+    let mut counter: Option<(SeedStage, Counter)> = None;
     let seeded = seeder
         .seed(plan, |progress| {
-            if bar.as_ref().is_none_or(|(stage, _)| *stage != progress.stage) {
-                bar = Some((progress.stage, progress_bar(progress.stage, progress.total)));
+            if counter.as_ref().is_none_or(|(stage, _)| *stage != progress.stage) {
+                let name = progress.stage.to_string();
+                counter = Some((progress.stage, Counter::new(&name, progress.total, false)));
             }
-            if let Some((_, bar)) = &bar {
-                bar.set_position(progress.done);
-                if progress.done == progress.total {
-                    bar.finish();
-                }
+            if let Some((_, counter)) = &mut counter {
+                counter.set(progress.done);
             }
         })
         .await
@@ -226,14 +227,6 @@ async fn fill_with(seeder: &Seeder, plan: &SeedPlan) -> Result<(), Failure> {
         fresh.interactions
     );
     Ok(())
-}
-
-fn progress_bar(stage: SeedStage, total: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{msg:>12} {bar:40} {human_pos}/{human_len} {per_sec} {eta} left",
-    );
-    let bar = ProgressBar::new(total).with_message(stage.to_string());
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 async fn start(config: Config) -> Result<Service, Failure> {

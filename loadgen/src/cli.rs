@@ -1,7 +1,7 @@
 //! The command, for a service to embed: flags, progress, Ctrl-C, the report's files, the exit code.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::{
@@ -321,7 +321,9 @@ pub struct Counter {
 }
 
 impl Counter {
-    fn new(name: &str, total: u64, quiet: bool) -> Self {
+    /// Begins to count `name` up to `total`, on standard error; shows nothing if `quiet`.
+    #[must_use]
+    pub fn new(name: &str, total: u64, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(
             Some(total),
@@ -331,7 +333,7 @@ impl Counter {
                 ProgressDrawTarget::stderr()
             },
         );
-        bar.set_style(style("{prefix:12} {wide_bar} {human_pos}/{human_len} {per_sec} {eta} left"));
+        bar.set_style(style("{prefix:12} {wide_bar} {human_pos}/{human_len} {rate} {eta} left"));
         bar.set_prefix(name.to_owned());
         Self {
             bar,
@@ -427,7 +429,12 @@ fn figures(progress: &Progress) -> String {
 
 fn style(template: &str) -> ProgressStyle {
     // A template that does not parse is a bug here, not a reason to refuse a run.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // Writing to a string cannot fail.
+            let _ = out.write_str(&number::per_second(state.per_sec()));
+        })
 }
 
 /// A line a second at most.
