@@ -18,7 +18,7 @@ use crate::{
     threshold::{Metric, Threshold},
 };
 
-/// Slots that a run is cut into at the most; past that, neighbours are merged.
+/// Slots that a run is cut into at the most; those of a longer one are longer.
 const MAX_SLOTS: usize = 256;
 
 /// Everything that is kept of a run's samples. Its size depends on the number of routes, slots and
@@ -69,6 +69,8 @@ struct Watch {
 /// Equal slots of the measured interval, by intended start.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
+    /// Length of the phase.
+    planned: Duration,
     width: Duration,
     slots: Vec<Window>,
     dropped: Vec<u64>,
@@ -273,7 +275,13 @@ fn route_name(scenario: &Scenario, step: u32, route: Option<u32>, perf: Option<&
 impl Slots {
     fn new(duration: Duration) -> Self {
         let width = window_width(duration).max(duration / MAX_SLOTS as u32);
-        Self { width, slots: Vec::new(), dropped: Vec::new(), completed: Vec::new() }
+        Self {
+            planned: duration,
+            width,
+            slots: Vec::new(),
+            dropped: Vec::new(),
+            completed: Vec::new(),
+        }
     }
 
     /// Counts a request, with its value if it succeeded.
@@ -291,40 +299,23 @@ impl Slots {
     }
 
     fn complete(&mut self, at: Duration) {
-        let index = self.index(at);
-        self.completed[index] += 1;
+        // What ends in the drain is no part of the rate.
+        if at < self.planned {
+            let index = self.index(at);
+            self.completed[index] += 1;
+        }
     }
 
-    /// The slot of a moment, made if it is not there yet.
-    fn index(&mut self, intended: Duration) -> usize {
-        let mut index = (intended.as_nanos() / self.width.as_nanos()) as usize;
-        // A run may go on past its plan; then slots grow instead of multiplying.
-        while index >= MAX_SLOTS {
-            self.halve();
-            index /= 2;
-        }
+    /// The slot of a moment of the phase, made if it is not there yet.
+    fn index(&mut self, at: Duration) -> usize {
+        let index = (at.as_nanos() / self.width.as_nanos()) as usize;
+        let index = index.min(MAX_SLOTS - 1);
         while self.slots.len() <= index {
             self.slots.push(Window::default());
             self.dropped.push(0);
             self.completed.push(0);
         }
         index
-    }
-
-    fn halve(&mut self) {
-        self.width *= 2;
-        let slots = std::mem::take(&mut self.slots);
-        for (index, slot) in slots.into_iter().enumerate() {
-            if index % 2 == 0 {
-                self.slots.push(slot);
-            } else if let Some(last) = self.slots.last_mut() {
-                last.ok.merge(&slot.ok);
-                last.failed += slot.failed;
-            }
-        }
-        let in_pairs = |counts: &[u64]| counts.chunks(2).map(|pair| pair.iter().sum()).collect();
-        self.dropped = in_pairs(&self.dropped);
-        self.completed = in_pairs(&self.completed);
     }
 
     /// Makes the slots up to `end`, so that a silence counts as nothing done, not as no time passed.
@@ -366,5 +357,52 @@ impl SharedTally {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Tally> {
         // Adding to counters cannot panic half-way through a sample that matters more than the rest.
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_run_of_any_length_has_a_bounded_number_of_slots() {
+        for seconds in [1, 5, 39, 255, 257, 3_601, 86_400] {
+            let planned = Duration::from_secs(seconds);
+            let mut slots = Slots::new(planned);
+            slots.add(planned - Duration::from_nanos(1), Some(MS));
+            slots.close(planned);
+            let count = slots.until(planned).count();
+            assert!((10..=MAX_SLOTS).contains(&count), "{count} slots in {seconds} s");
+            let last = slots.until(planned).last().expect("some");
+            assert_eq!(last.window.ok.count(), 1);
+        }
+    }
+
+    #[test]
+    fn requests_count_where_they_were_due_and_completions_where_they_happened() {
+        let mut slots = Slots::new(Duration::from_secs(4));
+        slots.add(50 * MS, Some(MS));
+        slots.complete(250 * MS);
+        // Complete after the end: an answer, but no part of the rate.
+        slots.add(3_950 * MS, None);
+        slots.complete(4_100 * MS);
+        slots.drop_arrival(150 * MS);
+        slots.close(Duration::from_secs(4));
+        let all: Vec<_> = slots.until(Duration::from_secs(4)).collect();
+        assert_eq!(all.len(), 40);
+        assert_eq!((all[0].window.ok.count(), all[0].completed), (1, 0));
+        assert_eq!((all[1].dropped, all[2].completed), (1, 1));
+        assert_eq!(all[39].window.failed, 1);
+        assert_eq!(all.iter().map(|slot| slot.completed).sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn a_silence_at_the_end_is_slots_with_nothing_in_them() {
+        let mut slots = Slots::new(Duration::from_secs(4));
+        slots.complete(50 * MS);
+        slots.close(Duration::from_secs(2));
+        assert_eq!(slots.until(Duration::from_secs(2)).count(), 20);
     }
 }

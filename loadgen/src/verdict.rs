@@ -326,7 +326,8 @@ fn judge_threshold(
     rows: &BTreeMap<String, Row>,
 ) -> ThresholdResult {
     let tally = &findings.tally;
-    let slots: Vec<Slot<'_>> = tally.watched(threshold).until(findings.measured).collect();
+    let watched = tally.watched(threshold);
+    let slots: Vec<Slot<'_>> = watched.until(findings.measured).collect();
     let finished: u64 = slots.iter().map(|slot| slot.window.ok.count() + slot.window.failed).sum();
     let estimate = match threshold.metric {
         Metric::Dropped => count(conservation.dropped, threshold),
@@ -345,7 +346,7 @@ fn judge_threshold(
             statistics::judge_failures(&counts, threshold.limit, threshold.op)
         }
         Metric::Rate => {
-            let width = tally.timeline.width();
+            let width = watched.width();
             // A slot that the run ended in is no sample of a rate.
             let whole = slots.iter().filter(|slot| slot.at + width <= findings.measured);
             let completed: Vec<u64> = whole.map(|slot| slot.completed).collect();

@@ -16,6 +16,8 @@ const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const BOTTOM: f64 = 40.0;
+/// Half of `p99.999`, the widest name of a percentile.
+const TICK_HALF_WIDTH: f64 = 22.0;
 
 /// One line of a plot.
 pub(crate) struct Series<'a> {
@@ -73,7 +75,13 @@ pub(crate) fn percentiles(series: &[Series], limits: &[Limit]) -> Markup {
             }
             @for (name, q) in &ticks {
                 line.grid x1=(c(across(*q))) x2=(c(across(*q))) y1=(c(frame.top)) y2=(c(frame.bottom)) {}
-                text.tick x=(c(across(*q))) y=(c(frame.bottom + 17.0)) text-anchor="middle" { (name) }
+                // The last name may be wider than the margin beside its tick.
+                @let (at, anchor) = if across(*q) + TICK_HALF_WIDTH > WIDTH {
+                    (WIDTH, "end")
+                } else {
+                    (across(*q), "middle")
+                };
+                text.tick x=(c(at)) y=(c(frame.bottom + 17.0)) text-anchor=(anchor) { (name) }
             }
             text.axis x=(c(LEFT + (WIDTH - LEFT - RIGHT) / 2.0)) y=(c(HEIGHT - 5.0)) text-anchor="middle" {
                 "percentile, each nine equally wide"
