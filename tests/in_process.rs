@@ -421,3 +421,113 @@ async fn a_dropped_run_sends_nothing_more() {
         assert_eq!(perf.snapshot().entered(), sent, "open: {open}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_warm_up_sends_other_requests_than_the_measured_run() {
+    for open in [false, true] {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let app = Router::new().fallback({
+            let seen = seen.clone();
+            move |request: Request| async move {
+                seen.lock().expect("no panic").push(request.uri().path().to_owned());
+                tokio::time::sleep(millis(1)).await;
+            }
+        });
+        let mix = Scenario::new().step("random", 1, |rng| {
+            use rand::RngExt;
+            let id: u64 = rng.random();
+            Request::get(format!("/{id}")).body(Bytes::new()).expect("valid")
+        });
+        let test = LoadTest::new(app).scenario(mix).warmup(millis(200)).duration(millis(200));
+        let test = if open { test.rate(500) } else { test.users(5) };
+        test.run().await.expect("valid");
+        let mut seen = seen.lock().expect("no panic").clone();
+        let sent = seen.len();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!(seen.len(), sent, "no request was sent twice; open: {open}");
+        assert!(sent > 10);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scenario_that_panics_does_not_pass_unseen() {
+    let mix = || {
+        let turn = AtomicU64::new(0);
+        Scenario::new().step("sometimes", 1, move |_| {
+            // The preflight is the first; its panic would be the caller's own.
+            assert!(turn.fetch_add(1, Relaxed) < 20, "on purpose");
+            Request::get("/fast").body(Bytes::new()).expect("valid")
+        })
+    };
+    let closed = LoadTest::new(app()).scenario(mix()).users(1).warmup(Duration::ZERO).run();
+    let error = tokio::spawn(closed).await.expect_err("the panic is handed on");
+    assert!(error.is_panic());
+
+    let open = LoadTest::new(app()).scenario(mix()).rate(100).timeout(millis(100));
+    let run = run(open).await;
+    assert_eq!(run.conservation.unexplained, 0);
+    assert!(run.conservation.in_flight > 0);
+    assert!(rules(&run).contains(&"in_flight"), "{:?}", run.validity);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_comes_too_late_is_a_timeout_even_from_a_blocked_thread() {
+    let app = Router::new()
+        .route(
+            "/blocks",
+            get(|| async {
+                std::thread::sleep(millis(60));
+                "late"
+            }),
+        )
+        .layer(Perf::new().layer());
+    let run = run(LoadTest::new(app).get("/blocks").users(1).timeout(millis(30))).await;
+    assert_conserved(&run.conservation);
+    assert_eq!(run.conservation.outcomes.timeout, run.conservation.sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_threshold_on_a_route_counts_what_was_answered_outside_the_layer() {
+    async fn turn_some_away(request: Request, next: Next) -> Response {
+        static TURN: AtomicU64 = AtomicU64::new(0);
+        if TURN.fetch_add(1, Relaxed) % 5 == 4 {
+            return StatusCode::UNAUTHORIZED.into_response();
+        }
+        next.run(request).await
+    }
+    let app = app().layer(from_fn(turn_some_away));
+    let test = LoadTest::new(app)
+        .get("/items/7")
+        .users(2)
+        .threshold(r#"errors{route="GET /items/{id}"} < 5%"#);
+    let report =
+        test.warmup(millis(50)).duration(Duration::from_secs(3)).run().await.expect("valid");
+    let run = &report.runs[0];
+    assert!(run.conservation.server.as_ref().expect("the layer answered").not_seen > 0);
+    let observed = run.thresholds[0].observed.expect("there are samples");
+    assert!((observed - 0.2).abs() < 0.01, "{observed}");
+    assert_eq!(run.verdict, Verdict::Fail);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_that_panics_costs_no_sample() {
+    let test = LoadTest::new(app()).get("/fast").users(2);
+    let run = run(test.on_progress(|_| std::panic::resume_unwind(Box::new("on purpose")))).await;
+    assert_conserved(&run.conservation);
+    assert!(!run.resources.is_empty());
+}
+
+#[tokio::test]
+async fn extremes_are_refused_before_anything_overflows() {
+    let test = || LoadTest::new(app()).get("/fast");
+    for test in [
+        test().duration(Duration::MAX),
+        test().timeout(Duration::MAX),
+        test().warmup(Duration::MAX),
+        test().users(1).think_time(Duration::MAX),
+        test().rate(1e300),
+    ] {
+        test.run().await.expect_err("it is refused");
+    }
+}

@@ -1,4 +1,4 @@
-//! The command: `serve` the example service, or `seed` it.
+//! The command: `serve` the example service, `validate` it, or `seed` its database.
 
 use std::{
     fmt::Display,
@@ -120,7 +120,10 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    match runtime.block_on(run(cli.command)) {
+    let result = runtime.block_on(run(cli.command));
+    // A look-up of a name that does not end must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    match result {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("error: {}", failure.message);

@@ -47,6 +47,8 @@ pub struct ValidateArgs {
     run: RunArgs,
 
     /// Entities to seed, and ten times as many interactions [default: 100000, with --quick 10000]
+    ///
+    /// Memory is measured on SQLite at up to as many; under 10000 they are too few to project from.
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = entities)]
     entities: Option<u64>,
 
@@ -243,7 +245,11 @@ async fn measure_memory(
         for process in 0..PROCESSES {
             let size = plan.entities * numerator / denominator;
             tokio::select! {
-                point = measure_one(size, plan.seed.wrapping_add(process)) => points.push(point?),
+                point = measure_one(size, plan.seed.wrapping_add(process)) => match point {
+                    // Ctrl-C may have ended it before it was noticed here.
+                    Err(_) if session.stop().is_stopped() => return Ok(None),
+                    point => points.push(point?),
+                },
                 () = session.stop().stopped() => return Ok(None),
             }
             counter.set(points.len() as u64);
@@ -255,11 +261,14 @@ async fn measure_memory(
 
 async fn measure_one(entities: u64, seed: u64) -> Result<(u64, u64), ValidateError> {
     let failed = |why: String| ValidateError::Memory(format!("{entities} entities: {why}"));
-    let output = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .args(["measure-memory", "--entities", &entities.to_string(), "--seed", &seed.to_string()])
-        .kill_on_drop(true)
-        .output()
-        .await?;
+        .kill_on_drop(true);
+    // A terminal's Ctrl-C is for this process, which ends its children itself.
+    #[cfg(unix)]
+    command.process_group(0);
+    let output = command.output().await?;
     if !output.status.success() {
         return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs, io,
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Mutex},
@@ -37,7 +37,7 @@ pub struct RunArgs {
     pub rate: Option<f64>,
 
     /// Length of each measured interval, like 30s or 5m
-    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = measurable)]
     pub duration: Option<Duration>,
 
     /// Load before each measured interval, not part of any figure
@@ -51,7 +51,7 @@ pub struct RunArgs {
     /// Give a request up after this long
     #[arg(
         long, value_name = "TIME", default_value = "10s", allow_negative_numbers = true,
-        value_parser = duration
+        value_parser = positive
     )]
     pub timeout: Duration,
 
@@ -101,15 +101,35 @@ fn count(text: &str) -> Result<usize, String> {
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.trim_end_matches("/s").parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
-        Ok(_) => Err("it has to be above 0".to_owned()),
+        Ok(rate) if rate > 0.0 && rate <= 1e7 => Ok(rate),
+        Ok(_) => Err("it has to be above 0 and at most 10000000".to_owned()),
         Err(_) => Err("it has to be a number of requests per second, like 1000".to_owned()),
     }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write it like 500ms, 10s, 5m or 1h"))
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write it like 500ms, 10s, 5m or 1h"))?;
+    if duration > Duration::from_secs(365 * 24 * 3600) {
+        return Err("it has to be a year at most".to_owned());
+    }
+    Ok(duration)
+}
+
+fn measurable(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        short if short < Duration::from_millis(100) => {
+            Err("it has to be at least 100ms".to_owned())
+        }
+        duration => Ok(duration),
+    }
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it has to be above 0, like 10s".to_owned()),
+        duration => Ok(duration),
+    }
 }
 
 /// One use of the command: everything between its flags and its exit code.
@@ -168,7 +188,7 @@ impl Session {
     /// Says something on the way, on standard error; not with `--quiet`.
     pub fn say(&self, line: &str) {
         if !self.args.quiet {
-            eprintln!("{line}");
+            tell(line);
         }
     }
 
@@ -238,13 +258,14 @@ impl Session {
         let html = self.args.out.join("report.html");
         write_whole(&json, &render::json(&report))?;
         write_whole(&html, &render::html(&report))?;
-        if self.args.json {
-            print!("{}", render::json(&report));
+        let text = if self.args.json {
+            render::json(&report)
         } else {
             let color = !self.args.no_color && color_on(&io::stdout());
-            print!("{}", render::text(&report, render::Style { color }));
-            println!("\nreport: {}\n        {}", json.display(), html.display());
-        }
+            let text = render::text(&report, render::Style { color });
+            format!("{text}\nreport: {}\n        {}\n", json.display(), html.display())
+        };
+        print_whole(&text)?;
         Ok(exit_code(&report))
     }
 }
@@ -272,7 +293,7 @@ async fn stop_on_signals(stop: Stop) {
     if signal().await.is_err() {
         return;
     }
-    eprintln!("\nstopping: the report is written once the last answers are in; again to quit now");
+    tell("\nstopping: the report is written once the last answers are in; again to quit now");
     stop.stop();
     if signal().await.is_ok() {
         std::process::exit(130);
@@ -294,6 +315,17 @@ async fn signal() -> io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
+/// Prints to standard output. A reader that has seen enough (`| head`) is no error.
+///
+/// # Errors
+/// If it cannot be written for another reason.
+pub fn print_whole(text: &str) -> io::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Finds out before an hour of load, not after, whether a report can be written.
 fn probe_folder(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
@@ -308,6 +340,11 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+/// A line on standard error. Where nobody reads it, the run goes on all the same.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Progress of counted work: a bar on a terminal, a line a second elsewhere.
@@ -448,7 +485,7 @@ impl PlainLines {
         let due = self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
         if due || at_once {
             self.last = Some(Instant::now());
-            eprintln!("{}", text());
+            tell(&text());
         }
     }
 }

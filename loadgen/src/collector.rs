@@ -49,13 +49,17 @@ pub(crate) struct Tally {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     pub(crate) outcomes: ClientOutcomes,
+    /// Successes that were complete before the phase was over: over its length, the rate.
+    pub(crate) in_time: u64,
     pub(crate) bytes: u64,
     pub(crate) response_time: LatencyHistogram,
     pub(crate) service_time: LatencyHistogram,
     pub(crate) server_time: LatencyHistogram,
     pub(crate) outside: LatencyHistogram,
-    /// Which watches look at this row, by position; decided when the row is made.
+    /// Which watches look at this row, by position, as decided when there were so many rows: one more may
+    /// tell on which route a step's requests lie that the layer did not see.
     watched: Vec<usize>,
+    named_among: usize,
 }
 
 /// A metric that a threshold judges, slot by slot.
@@ -125,12 +129,11 @@ impl Tally {
 
     fn add(&mut self, sample: &Sample, perf: Option<&Perf>) {
         let route = sample.server.map(|server| server.route);
-        let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
-            let name = route_name(&self.scenario, sample.step, route, perf);
-            let watched = |watch: &Watch| watch.route.as_ref().is_none_or(|r| *r == name);
-            let matches = self.watches.iter().enumerate().filter(|(_, watch)| watched(watch));
-            Row { watched: matches.map(|(index, _)| index).collect(), ..Row::default() }
-        });
+        let known_rows = self.rows.len();
+        if self.rows.get(&(sample.step, route)).is_none_or(|row| row.named_among != known_rows) {
+            self.name_row(sample.step, route, perf);
+        }
+        let row = self.rows.entry((sample.step, route)).or_default();
         let response_time = sample.lag + sample.service_time;
         let outcome = sample.answer.outcome;
         let ok = outcome == ClientOutcome::Ok;
@@ -140,7 +143,8 @@ impl Tally {
         self.lag.record(sample.lag);
         self.timeline.add(sample.intended, ok.then_some(response_time));
         if ok {
-            self.timeline.complete(sample.intended + response_time);
+            let in_time = self.timeline.complete(sample.intended + response_time);
+            row.in_time += u64::from(in_time);
         }
         if outcome == ClientOutcome::Limited || sample.answer.shed {
             self.rejected.record(sample.service_time);
@@ -194,6 +198,29 @@ impl Tally {
         }
     }
 
+    /// Makes a row if need be, and decides which watches look at it.
+    fn name_row(&mut self, step: u32, route: Option<u32>, perf: Option<&Perf>) {
+        self.rows.entry((step, route)).or_default();
+        let name = route_name(&self.scenario, step, self.route_of(step, route), perf);
+        let watched = |watch: &Watch| watch.route.as_ref().is_none_or(|r| *r == name);
+        let matches = self.watches.iter().enumerate().filter(|(_, watch)| watched(watch));
+        let watched = matches.map(|(index, _)| index).collect();
+        let named_among = self.rows.len();
+        if let Some(row) = self.rows.get_mut(&(step, route)) {
+            (row.watched, row.named_among) = (watched, named_among);
+        }
+    }
+
+    /// The route of a row. What the layer did not see goes to the route that the rest of its step took,
+    /// if that is one.
+    fn route_of(&self, step: u32, route: Option<u32>) -> Option<u32> {
+        let mut of_step = self.rows.keys().filter(|(s, r)| *s == step && r.is_some());
+        match (route, of_step.next(), of_step.next()) {
+            (None, Some((_, only)), None) => *only,
+            _ => route,
+        }
+    }
+
     /// Counts an arrival that was due and not sent.
     pub(crate) fn drop_arrival(&mut self, intended: Duration) {
         self.timeline.drop_arrival(intended);
@@ -224,17 +251,11 @@ impl Tally {
             .map_or(&self.timeline, |watch| &watch.slots)
     }
 
-    /// One row a route, by name. What the layer did not see goes to the route that the rest of its step
-    /// took, or under the step's own name if that is none or several.
+    /// One row a route, by name; under the step's own name where the layer does not tell.
     pub(crate) fn routes(&self, perf: Option<&Perf>) -> BTreeMap<String, Row> {
         let mut routes: BTreeMap<String, Row> = BTreeMap::new();
         for ((step, route), row) in &self.rows {
-            let mut of_step = self.rows.keys().filter(|(s, r)| s == step && r.is_some());
-            let route = match (route, of_step.next(), of_step.next()) {
-                (None, Some((_, only)), None) => only,
-                _ => route,
-            };
-            let name = route_name(&self.scenario, *step, *route, perf);
+            let name = route_name(&self.scenario, *step, self.route_of(*step, *route), perf);
             routes.entry(name).or_default().merge(row);
         }
         routes
@@ -244,6 +265,7 @@ impl Tally {
 impl Row {
     pub(crate) fn merge(&mut self, other: &Self) {
         self.outcomes.merge(&other.outcomes);
+        self.in_time += other.in_time;
         self.bytes += other.bytes;
         self.response_time.merge(&other.response_time);
         self.service_time.merge(&other.service_time);
@@ -298,12 +320,15 @@ impl Slots {
         self.dropped[index] += 1;
     }
 
-    fn complete(&mut self, at: Duration) {
-        // What ends in the drain is no part of the rate.
-        if at < self.planned {
-            let index = self.index(at);
-            self.completed[index] += 1;
+    /// Counts a success that was complete at `at`. False, and not counted, if that is in the drain: what
+    /// ends there is no part of the rate.
+    fn complete(&mut self, at: Duration) -> bool {
+        if at >= self.planned {
+            return false;
         }
+        let index = self.index(at);
+        self.completed[index] += 1;
+        true
     }
 
     /// The slot of a moment of the phase, made if it is not there yet.

@@ -22,6 +22,11 @@ use crate::{
     verdict,
 };
 
+/// Ten times what a processor core can dispatch.
+const MAX_RATE: f64 = 1e7;
+/// Far from where sums of times overflow.
+const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Drives an axum service in process: no socket, no port, on the runtime that the caller is on.
 ///
 /// ```
@@ -257,7 +262,17 @@ impl<S: InProcess> LoadTest<S> {
             Workload::Open { rate } if !(rate.is_finite() && rate > 0.0) => {
                 return Err(PlanError::BadRate(rate));
             }
+            Workload::Open { rate } if rate > MAX_RATE => return Err(PlanError::RateTooHigh(rate)),
             _ => {}
+        }
+        let think_time = match self.workload {
+            Workload::Closed { think_time, .. } => think_time,
+            Workload::Open { .. } => Duration::ZERO,
+        };
+        for time in [self.warmup, self.duration, self.timeout, think_time] {
+            if time > MAX_TIME {
+                return Err(PlanError::TooLong(time));
+            }
         }
         if self.duration < Duration::from_millis(100) {
             return Err(PlanError::TooShort(self.duration));

@@ -1,10 +1,6 @@
 //! `parallax`: what can be done with a saved report.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use parallax_loadgen::{cli, render, report::Report};
@@ -61,12 +57,11 @@ fn main() -> ExitCode {
         Format::Json => render::json(&report),
         Format::Html => render::html(&report),
     };
-    // A reader that has seen enough (`| head`) is no error.
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+    match cli::print_whole(&text) {
+        Ok(()) => cli::exit_code(&report),
+        Err(error) => {
             eprintln!("error: cannot print the report: {error}");
             ExitCode::from(1)
         }
-        _ => cli::exit_code(&report),
     }
 }

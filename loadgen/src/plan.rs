@@ -82,6 +82,12 @@ pub enum PlanError {
     /// No measured interval.
     #[error("a duration of {0:?} measures nothing: give at least 100ms")]
     TooShort(Duration),
+    /// A time that no clock can add.
+    #[error("{0:?} is longer than a year: give a time that you can wait for")]
+    TooLong(Duration),
+    /// A rate that no machine can keep.
+    #[error("a rate of {0} requests per second is beyond any machine: give at most 10000000")]
+    RateTooHigh(f64),
     /// A timeout of zero.
     #[error("a timeout of 0 gives every request up: give for example 10s")]
     NoTimeout,

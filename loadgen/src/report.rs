@@ -132,7 +132,8 @@ pub struct Run {
     pub conservation: Conservation,
     /// What the client felt.
     pub client: ClientView,
-    /// What the layer recorded during the measured interval; absent if no layer answered.
+    /// What the layer recorded during the measured interval and the drain after it, in which the last
+    /// answers came in; absent if no layer answered.
     pub server: Option<PerfView>,
     /// Requests seen from both sides.
     pub pairs: Pairs,
@@ -226,16 +227,16 @@ pub struct Conservation {
     pub unexplained: u64,
 }
 
-/// The same requests as the layer counted them.
+/// What the layer counted meanwhile: this run's requests, and those of others.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct ServerConservation {
-    /// Requests of this run that entered the layer.
+    /// Requests that entered the layer.
     pub entered: u64,
-    /// Those that it has recorded with an outcome.
+    /// Requests that it has recorded with an outcome.
     pub recorded: u64,
     /// Sent by the client but never seen by the layer (answered by something outside it).
     pub not_seen: u64,
-    /// Requests in the layer's count that this run did not send (other clients of the service).
+    /// Of `recorded`, those that this run did not send (other clients of the service).
     pub foreign: u64,
 }
 
@@ -365,7 +366,7 @@ pub struct Pairs {
     pub time_to_first_byte: Latency,
     /// Service time less server time of the paired successes.
     pub outside: Latency,
-    /// Pairs whose server time exceeds their service time by more than the clock's resolution.
+    /// Pairs whose server time exceeds their service time, which cannot be on one clock.
     pub negative: u64,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
@@ -16,16 +17,17 @@ use parallax_middleware::{LoadPass, Perf, Probe, ProbeSource, ProcessUsage, Snap
 use tokio::{
     runtime::Handle,
     task::{JoinSet, coop::consume_budget},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
     collector::{SharedTally, Tally},
+    outcome::ClientOutcome,
     pacer::{self, Paced},
     plan::{Plan, Workload},
     progress::{Progress, Stage},
     report::ResourceRow,
-    scenario::stream,
+    scenario::{LoadRng, stream},
     schedule::Schedule,
     sink::{Sample, ServerView, Sink},
     stop::Stop,
@@ -39,7 +41,7 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 /// What progress calls "the last second".
 const RECENT: Duration = Duration::from_secs(1);
 /// Past the timeout every request has ended but one whose service blocks its thread.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// From the decision to start to the first arrival: the generator's threads are up by then.
 const LEAD: Duration = Duration::from_millis(2);
@@ -75,7 +77,10 @@ pub(crate) async fn run<S: InProcess>(
     observer: Option<&Observer>,
 ) -> io::Result<Findings> {
     let probes = ProbeSource::new();
-    preflight(service.clone(), plan, &probes).await;
+    tokio::select! {
+        () = preflight(service.clone(), plan, &probes) => {}
+        () = stop.stopped() => {}
+    }
     let phase = Phase { service, plan, probes: &probes, stop, observer };
     if !plan.warmup.is_zero() && !stop.is_stopped() {
         phase.run(Stage::WarmUp, plan.warmup).await?;
@@ -83,12 +88,17 @@ pub(crate) async fn run<S: InProcess>(
     phase.run(Stage::Measure, plan.duration).await
 }
 
-/// Sends one request that does not count: it finds the layer, so that the layer's counters can be read
-/// before the first request that does.
+/// Sends requests that do not count, one of each kind until one reaches a layer: so that the layer's
+/// counters can be read before the first request that does.
 async fn preflight<S: InProcess>(mut service: S, plan: &Plan, probes: &ProbeSource) {
-    let (_, mut request) = plan.scenario.draw(&mut stream(plan.seed, u64::MAX));
-    equip(&mut request, plan, &probes.probe());
-    exchange(&mut service, request, Instant::now(), plan.timeout).await;
+    let mut rng = stream(plan.seed, "preflight", 0);
+    for mut request in plan.scenario.one_of_each(&mut rng) {
+        equip(&mut request, plan, &probes.probe());
+        exchange(&mut service, request, Instant::now(), plan.timeout).await;
+        if probes.answered_by().is_some() {
+            return;
+        }
+    }
 }
 
 fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {
@@ -120,6 +130,8 @@ struct Load<S> {
     end: Instant,
     /// Nobody waits for the phase any more: its threads must end.
     abandoned: AtomicBool,
+    /// [`Stage::WarmUp`] or [`Stage::Measure`].
+    stage: Stage,
 }
 
 /// Ends the threads of a phase, also if its future is dropped half-way.
@@ -146,6 +158,7 @@ impl<S: InProcess> Phase<'_, S> {
             start,
             end: start + duration,
             abandoned: AtomicBool::new(false),
+            stage,
         });
         let _abandon = Abandon(&load.abandoned);
         let collector = Collector::start(load.clone(), stage, self.observer.cloned())?;
@@ -217,9 +230,20 @@ async fn run_closed<S: InProcess>(
     let ended = Instant::now();
     stage.set(Stage::Drain);
     let deadline = ended + load.plan.timeout + DRAIN_GRACE;
-    let drained = async { while tasks.join_next().await.is_some() {} };
-    // Users that are still out then are dropped with the set; their requests count as in flight.
-    let _ = tokio::time::timeout_at(deadline, drained).await;
+    let drained = async {
+        while let Some(user) = tasks.join_next().await {
+            if let Err(error) = user
+                && error.is_panic()
+            {
+                // The service's panics are caught further in: this is the scenario's own.
+                resume_unwind(error.into_panic());
+            }
+        }
+    };
+    if timeout_at(deadline, drained).await.is_err() {
+        // Requests that are still out count as in flight. One that blocks its thread cannot be waited for.
+        let _ = timeout(DRAIN_GRACE, tasks.shutdown()).await;
+    }
     let sent = load.sink.total_sent();
     Ok(Dispatched { scheduled: sent, taken: sent, dropped: 0, ended })
 }
@@ -267,10 +291,19 @@ async fn run_open<S: InProcess>(
     while load.sink.in_flight() > 0 && Instant::now() < deadline {
         sleep(Duration::from_millis(1)).await;
     }
+    // What the runtime has not begun by now it must not begin in the next phase.
+    load.abandoned.store(true, Relaxed);
     Ok(Dispatched { scheduled, taken, dropped, ended })
 }
 
 impl<S: InProcess> Load<S> {
+    /// The random choices of user or arrival `n`. The warm-up makes others than what is measured: it must
+    /// not warm just those entries of a cache that are asked for next.
+    fn stream(&self, n: u64) -> LoadRng {
+        let stage = if self.stage == Stage::WarmUp { "warm-up" } else { "measure" };
+        stream(self.plan.seed, &[&self.plan.name, stage].concat(), n)
+    }
+
     fn is_stopped(&self) -> bool {
         self.stop.is_stopped() || self.abandoned.load(Relaxed)
     }
@@ -278,7 +311,7 @@ impl<S: InProcess> Load<S> {
     /// One user: asks, waits for the answer, thinks, and asks again until the phase ends.
     async fn user(self: Arc<Self>, user: u64) {
         let mut service = self.service.clone();
-        let mut rng = stream(self.plan.seed, user);
+        let mut rng = self.stream(user);
         let mut probe = self.probes.probe();
         // A user is ready when it comes into being, and when it has thought. Users begin in the middle
         // of a thought, each at another point of it: in step they would come in waves.
@@ -311,8 +344,12 @@ impl<S: InProcess> Load<S> {
 
     /// One arrival of an open workload.
     async fn arrival(self: Arc<Self>, n: u64, intended: Duration) {
+        if self.abandoned.load(Relaxed) {
+            // The phase ended before the runtime got round to this arrival: it stays in flight.
+            return;
+        }
         let mut service = self.service.clone();
-        let (step, request) = self.plan.scenario.draw(&mut stream(self.plan.seed, n));
+        let (step, request) = self.plan.scenario.draw(&mut self.stream(n));
         let mut probe = self.probes.probe();
         self.send(&mut service, step, request, self.start + intended, &mut probe).await;
     }
@@ -328,13 +365,19 @@ impl<S: InProcess> Load<S> {
     ) -> Instant {
         equip(&mut request, &self.plan, probe);
         let dispatched = Instant::now();
-        let answer = exchange(service, request, dispatched, self.plan.timeout).await;
+        let mut answer = exchange(service, request, dispatched, self.plan.timeout).await;
         let received = Instant::now();
+        // A service that blocked its thread answered in one poll, and no timer could interrupt it; its
+        // client has given up all the same.
+        let service_time = received.saturating_duration_since(dispatched);
+        if service_time > self.plan.timeout {
+            answer.outcome = ClientOutcome::Timeout;
+        }
         let sample = Sample {
             step: step as u32,
             intended: intended.saturating_duration_since(self.start),
             lag: dispatched.saturating_duration_since(intended),
-            service_time: received.saturating_duration_since(dispatched),
+            service_time,
             answer,
             server: probe.record().map(ServerView::from),
         };
@@ -342,6 +385,7 @@ impl<S: InProcess> Load<S> {
         if let Some(batch) = self.sink.push(sample) {
             self.tally.lock().absorb(&batch, self.probes.answered_by());
         }
+        self.sink.finished();
         received
     }
 }
@@ -399,11 +443,7 @@ impl Collector {
         self.thread.thread().unpark();
         // Its last pass takes milliseconds, but they belong to no worker of the service's runtime.
         let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        match joined {
-            Ok(Ok(resources)) => resources,
-            // An observer that panics must not take the report with it.
-            _ => Vec::new(),
-        }
+        joined.ok().and_then(Result::ok).unwrap_or_default()
     }
 }
 
@@ -451,11 +491,13 @@ struct Live {
     recent_since: Instant,
     rate: f64,
     p99: Option<Duration>,
+    /// Nobody listens any more.
+    silent: bool,
 }
 
 impl Live {
     fn new(start: Instant) -> Self {
-        Self { next: start, recent_since: start, rate: 0.0, p99: None }
+        Self { next: start, recent_since: start, rate: 0.0, p99: None, silent: false }
     }
 
     fn tell<S>(
@@ -466,7 +508,7 @@ impl Live {
         last: bool,
         observer: &Observer,
     ) {
-        if now < self.next && !last {
+        if self.silent || (now < self.next && !last) {
             return;
         }
         self.next = now + TELL_EVERY;
@@ -480,7 +522,7 @@ impl Live {
             self.p99 = recent.summary().p99_us.map(|us| Duration::from_secs_f64(us / 1e6));
         }
         drop(tally);
-        observer(&Progress {
+        let progress = Progress {
             run: load.plan.name.clone(),
             stage,
             elapsed: now.saturating_duration_since(load.start),
@@ -490,7 +532,9 @@ impl Live {
             in_flight: load.sink.in_flight(),
             rate: self.rate,
             p99: self.p99,
-        });
+        };
+        // An observer that panics must not take the samples with it; it has had its last word.
+        self.silent = catch_unwind(AssertUnwindSafe(|| observer(&progress))).is_err();
     }
 }
 

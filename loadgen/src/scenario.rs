@@ -79,6 +79,13 @@ impl Scenario {
         self.total_weight == 0
     }
 
+    /// A request of each step that can be drawn, likeliest first.
+    pub(crate) fn one_of_each(&self, rng: &mut LoadRng) -> Vec<Request<Bytes>> {
+        let mut steps: Vec<&Step> = self.steps.iter().filter(|step| step.weight > 0).collect();
+        steps.sort_by_key(|step| std::cmp::Reverse(step.weight));
+        steps.into_iter().map(|step| (step.build)(rng)).collect()
+    }
+
     /// Draws a step and builds its request. The mix must not be empty.
     pub(crate) fn draw(&self, rng: &mut LoadRng) -> (usize, Request<Bytes>) {
         let mut index = 0;
@@ -103,11 +110,15 @@ impl fmt::Debug for Step {
     }
 }
 
-/// The generator of stream `stream` (a user, or an arrival) of the seed: streams are independent, so
-/// that their order of execution changes nothing.
-pub(crate) fn stream(seed: u64, stream: u64) -> LoadRng {
-    // Weyl sequence by the golden ratio; the generator's own seeding scrambles it.
-    LoadRng::seed_from_u64(seed ^ stream.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+/// The generator of stream `n` (a user, or an arrival) of what `name` stands for. Streams are independent,
+/// so that their order of execution changes nothing.
+pub(crate) fn stream(seed: u64, name: &str, n: u64) -> LoadRng {
+    // FNV-1a of the name, then a Weyl sequence by the golden ratio: both fixed for ever, unlike the
+    // standard library's hashes. The generator's own seeding scrambles the sum.
+    let name = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+    });
+    LoadRng::seed_from_u64(seed ^ name ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
 #[cfg(test)]
@@ -124,7 +135,7 @@ mod tests {
 
     #[test]
     fn steps_are_drawn_by_weight() {
-        let (mix, mut rng) = (mix(), stream(1, 0));
+        let (mix, mut rng) = (mix(), stream(1, "", 0));
         let mut drawn = [0; 3];
         for _ in 0..40_000 {
             drawn[mix.draw(&mut rng).0] += 1;
@@ -137,7 +148,7 @@ mod tests {
     #[test]
     fn the_same_seed_draws_the_same_steps_and_another_does_not() {
         let draws = |seed| {
-            let mut rng = stream(seed, 7);
+            let mut rng = stream(seed, "", 7);
             (0..64).map(|_| mix().draw(&mut rng).0).collect::<Vec<_>>()
         };
         assert_eq!(draws(1), draws(1));

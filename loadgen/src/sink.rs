@@ -4,7 +4,10 @@ use std::{
     mem,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -87,11 +90,15 @@ impl Sink {
     /// Adds a finished request. Returns a batch for the collector if the shard is full.
     #[must_use = "the batch holds finished requests"]
     pub(crate) fn push(&self, sample: Sample) -> Option<Vec<Sample>> {
-        let shard = self.shard();
-        shard.finished.fetch_add(1, Relaxed);
-        let mut samples = lock(&shard.samples);
+        let mut samples = lock(&self.shard().samples);
         samples.push(sample);
         (samples.len() >= SHARD_CAP).then(|| mem::take(&mut *samples))
+    }
+
+    /// Counts a request as finished: only once its sample is where the collector finds it, so that
+    /// nothing in flight means nothing to come.
+    pub(crate) fn finished(&self) {
+        self.shard().finished.fetch_add(1, Release);
     }
 
     /// Takes the samples of every shard, one shard at a time, and gives each vector back for reuse.
@@ -110,8 +117,9 @@ impl Sink {
 
     /// Requests handed to the target and not finished.
     pub(crate) fn in_flight(&self) -> u64 {
-        // Finished first: in between, requests can only be sent.
-        let finished: u64 = self.shards.iter().map(|shard| shard.finished.load(Relaxed)).sum();
+        // Finished first: in between, requests can only be sent. Whoever sees one finished sees what the
+        // layer counted of it.
+        let finished: u64 = self.shards.iter().map(|shard| shard.finished.load(Acquire)).sum();
         self.total_sent().saturating_sub(finished)
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult, TimelineRow,
         Validity, Verdict,
     },
-    runner::{Findings, unix_seconds},
+    runner::{DRAIN_GRACE, Findings, unix_seconds},
     statistics::{self, Estimate, Window},
     threshold::{Metric, Stat, Threshold},
 };
@@ -63,7 +63,6 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     }
     let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
     let measured = findings.measured;
-    let in_time: u64 = findings.tally.timeline.until(measured).map(|slot| slot.completed).sum();
     Run {
         name: plan.name.clone(),
         plan: plan.summary(),
@@ -72,7 +71,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         interrupted: findings.interrupted,
         validity,
         verdict,
-        client: client_view(&findings.tally, &rows, &total, in_time, measured),
+        client: client_view(&findings.tally, &rows, &total, measured),
         server: findings.server.as_ref().map(|(_, interval)| interval.view()),
         pairs: Pairs {
             paired: findings.tally.seen_by_server,
@@ -146,6 +145,17 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
         broken(
             "no_success",
             format!("not one of {} requests succeeded: there is no latency to judge", counts.sent),
+        );
+    }
+    if counts.in_flight > 0 && !findings.interrupted {
+        broken(
+            "in_flight",
+            format!(
+                "{} requests never ended: {:?} after the last one was sent they were given up. Does the \
+                 service block its threads, or does the scenario panic?",
+                counts.in_flight,
+                plan.timeout + DRAIN_GRACE
+            ),
         );
     }
     if let Some(rejected_p50) = tally.rejected.quantile(0.5) {
@@ -222,13 +232,12 @@ fn client_view(
     tally: &Tally,
     rows: &BTreeMap<String, Row>,
     total: &Row,
-    completed_in_time: u64,
     measured: Duration,
 ) -> ClientView {
     let per_second =
         |n: u64| if measured.is_zero() { 0.0 } else { n as f64 / measured.as_secs_f64() };
     ClientView {
-        rate: per_second(completed_in_time),
+        rate: per_second(total.in_time),
         response_time: latency(&total.response_time),
         service_time: latency(&total.service_time),
         lag: latency(&tally.lag),
@@ -240,7 +249,7 @@ fn client_view(
             .iter()
             .map(|(name, row)| ClientRoute {
                 route: name.clone(),
-                rate: per_second(row.outcomes.ok),
+                rate: per_second(row.in_time),
                 outcomes: row.outcomes,
                 response_time: latency(&row.response_time),
                 service_time: latency(&row.service_time),

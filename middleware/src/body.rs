@@ -38,9 +38,13 @@ pin_project! {
 }
 
 impl<B: Body> PerfBody<B> {
-    /// Wraps the body of a response whose record is still open.
-    pub(crate) fn open(inner: B, recording: Recording, outcome: Outcome) -> Self {
-        let remaining = inner.size_hint().exact();
+    /// Wraps the body of a response whose record is still open; `remaining` bytes follow, if that is known.
+    pub(crate) fn open(
+        inner: B,
+        recording: Recording,
+        outcome: Outcome,
+        remaining: Option<u64>,
+    ) -> Self {
         Self { inner, recording: Some(recording), outcome, remaining }
     }
 

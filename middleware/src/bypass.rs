@@ -124,6 +124,8 @@ where
         let recorder = self.recorder.clone();
         // Used up here: inside, nobody can pass it on.
         if request.extensions_mut().remove::<LoadPass>().is_some() {
+            // Counted before anything can cut the request short.
+            recorder.admission(Admission::Bypassed);
             let call = Call::Ready { service: self.open.clone(), request: Some(request) };
             BypassFuture { branch: Branch::Open { call }, recorder }
         } else {
@@ -195,20 +197,20 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let (response, admission) = match this.branch.project() {
+        Poll::Ready(Ok(match this.branch.project() {
             BranchProjection::Limited { call } => {
                 let response = ready!(call.poll(cx));
                 let limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
-                (response, if limited { Admission::Limited } else { Admission::Admitted })
+                let admission = if limited { Admission::Limited } else { Admission::Admitted };
+                this.recorder.admission(admission);
+                response
             }
             BranchProjection::Open { call } => {
                 let mut response = ready!(call.poll(cx));
                 response.extensions_mut().insert(Bypassed);
-                (response, Admission::Bypassed)
+                response
             }
-        };
-        this.recorder.admission(admission);
-        Poll::Ready(Ok(response))
+        }))
     }
 }
 

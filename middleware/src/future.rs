@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::Response;
+use http::{HeaderMap, Response, header::CONTENT_LENGTH};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -71,20 +71,25 @@ fn wrap<B: Body>(
     let (parts, body) = response.into_parts();
     let body = match recording {
         Some(mut recording) => {
-            if parts.extensions.get::<Bypassed>().is_some() {
-                recording.bypassed();
-            }
+            recording.set_bypassed(parts.extensions.get::<Bypassed>().is_some());
             if head_only || body.is_end_stream() {
                 recording.finish_at_head(parts.status);
                 PerfBody::closed(body)
             } else {
                 recording.head();
-                PerfBody::open(body, recording, Outcome::of_status(parts.status))
+                let length = body.size_hint().exact().or_else(|| content_length(&parts.headers));
+                PerfBody::open(body, recording, Outcome::of_status(parts.status), length)
             }
         }
         None => PerfBody::closed(body),
     };
     Response::from_parts(parts, body)
+}
+
+/// The length that the head promises. A server that writes HTTP/1.1 stops there, and drops the body of a
+/// file or of a proxied response without asking for its end.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 impl<F> fmt::Debug for PerfFuture<F> {

@@ -271,8 +271,9 @@ impl Recording {
         self.response_bytes += bytes;
     }
 
-    pub(crate) fn bypassed(&mut self) {
-        self.bypassed = true;
+    /// Did it pass by the limiter?
+    pub(crate) fn set_bypassed(&mut self, bypassed: bool) {
+        self.bypassed = bypassed;
     }
 
     /// The request is over.

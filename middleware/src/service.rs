@@ -7,7 +7,9 @@ use http::{Method, Request, Response};
 use http_body::Body;
 use tower_service::Service;
 
-use crate::{body::PerfBody, future::PerfFuture, probe::Probe, recorder::Recorder};
+use crate::{
+    body::PerfBody, bypass::LoadPass, future::PerfFuture, probe::Probe, recorder::Recorder,
+};
 
 /// Records every request to the inner service. Made by [`PerfLayer`](crate::PerfLayer).
 #[derive(Clone, Debug)]
@@ -54,6 +56,8 @@ where
         }
         let head_only = request.method() == Method::HEAD;
         let mut recording = self.recorder.enter(request.method(), template, probe);
+        // A request that is cut short never says whether it passed; one with a pass most likely did.
+        recording.set_bypassed(request.extensions().get::<LoadPass>().is_some());
         if unmatched {
             // May allocate, for requests that no route answers.
             request.extensions_mut().insert(CountedBy(self.recorder.clone()));

@@ -7,7 +7,7 @@ use axum::{
     body::{Body, Bytes},
     http::{
         StatusCode,
-        header::{CONNECTION, UPGRADE},
+        header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
     },
     routing::{get, post},
 };
@@ -40,6 +40,10 @@ fn routes() -> Router {
         .route("/panics", get(panics))
         .route("/endless", get(async || Body::from_stream(endless())))
         .route("/stream", get(async || Body::from_stream(endless().take(100))))
+        .route(
+            "/file",
+            get(async || ([(CONTENT_LENGTH, "102400")], Body::from_stream(endless().take(100)))),
+        )
         .route(
             "/breaks",
             get(async || {
@@ -90,6 +94,17 @@ async fn a_streamed_body_of_unknown_length_is_recorded_at_its_end() {
     rig.recorded(1).await;
     assert_eq!(rig.row("GET /stream").response_bytes, 100 * 1024);
     rig.assert_recorded(&[("GET /stream", Outcome::Ok, 1)]);
+}
+
+#[tokio::test]
+async fn a_stream_that_keeps_the_length_it_promised_is_complete() {
+    let (rig, _server, mut client) = served().await;
+    let (status, Ended::Whole(body)) = client.get("/file").await else {
+        panic!("the file is whole");
+    };
+    assert_eq!((status, body.len()), (200, 100 * 1024));
+    rig.recorded(1).await;
+    rig.assert_recorded(&[("GET /file", Outcome::Ok, 1)]);
 }
 
 #[tokio::test]

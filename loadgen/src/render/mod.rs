@@ -18,9 +18,10 @@ pub use text::{Style, text};
 
 use crate::report::{Latency, Model, PlanSummary, Report, ThresholdResult, Verdict};
 
-/// Every requirement of a report, those of the whole first.
+/// Every requirement of a report, those of the whole first; what the whole repeats of a run counts once.
 fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
-    report.thresholds.iter().chain(report.runs.iter().flat_map(|run| &run.thresholds))
+    let of_runs = report.runs.iter().flat_map(|run| &run.thresholds);
+    report.thresholds.iter().chain(of_runs.filter(|result| !report.thresholds.contains(result)))
 }
 
 /// Why the verdict is what it is, in a sentence or two.
