@@ -18,7 +18,7 @@ pub(crate) struct Fault {
 /// Why a request was not served.
 ///
 /// Nothing in it comes from the configuration or from a driver: those go to the log.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     #[error("the header x-api-key is missing or holds no key of this service")]
     Unauthorized,

@@ -62,8 +62,12 @@ pub(crate) async fn post_entities(
     Batch(entities): Batch<Entity>,
 ) -> Result<impl IntoResponse, ApiError> {
     let keys: Vec<String> = entities.iter().map(|entity| entity_key(entity.id)).collect();
-    let receipt = app.writer.entities(entities).await?;
-    app.cache.invalidate(&keys).await;
+    let receipt = to_its_end(async move {
+        let receipt = app.writer.entities(entities).await?;
+        app.cache.invalidate(&keys).await;
+        Ok(receipt)
+    })
+    .await?;
     Ok((StatusCode::CREATED, Json(Stored::from(receipt))))
 }
 
@@ -75,9 +79,20 @@ pub(crate) async fn post_interactions(
     users.sort_unstable();
     users.dedup();
     let keys: Vec<String> = users.into_iter().map(user_key).collect();
-    let receipt = app.writer.interactions(interactions).await?;
-    app.cache.invalidate(&keys).await;
+    let receipt = to_its_end(async move {
+        let receipt = app.writer.interactions(interactions).await?;
+        app.cache.invalidate(&keys).await;
+        Ok(receipt)
+    })
+    .await?;
     Ok((StatusCode::CREATED, Json(Stored::from(receipt))))
+}
+
+/// Carries a write out even if its client leaves: what is stored must not leave an old answer in the cache.
+async fn to_its_end(
+    write: impl Future<Output = Result<Receipt, ApiError>> + Send + 'static,
+) -> Result<Receipt, ApiError> {
+    tokio::spawn(write).await.unwrap_or(Err(ApiError::Internal))
 }
 
 pub(crate) async fn get_entity(State(app): Shared, Id(id): Id) -> Result<Response, ApiError> {

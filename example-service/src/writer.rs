@@ -138,8 +138,10 @@ async fn write_group(store: &Store, group: Vec<Job>) {
         group.into_iter().map(|job| (job.rows, job.reply)).unzip();
     let answers = match write_all(store, &rows).await {
         Ok(answers) => answers,
-        // One of them may have spoilt it for the others: each on its own.
-        Err(error) if rows.len() > 1 => {
+        // The database refused a statement, so nothing was stored; one job may have spoilt it for the
+        // others: each on its own. A database that is gone is gone for all of them, and what was lost on
+        // the way to it may have been stored.
+        Err(error @ sqlx::Error::Database(_)) if rows.len() > 1 => {
             tracing::warn!(%error, jobs = rows.len(), "a group of writes failed; writing each alone");
             let mut answers = Vec::with_capacity(rows.len());
             for rows in &rows {
@@ -150,7 +152,10 @@ async fn write_group(store: &Store, group: Vec<Job>) {
             }
             answers
         }
-        Err(error) => vec![Err(error.into())],
+        Err(error) => {
+            let answer = ApiError::from(error);
+            rows.iter().map(|_| Err(answer.clone())).collect()
+        }
     };
     for (reply, answer) in replies.into_iter().zip(answers) {
         // Nobody may wait any more; the rows stand all the same.

@@ -109,7 +109,7 @@ impl RedisCache {
         match tokio::time::timeout(PATIENCE, command.query_async(&mut connection)).await {
             Ok(answer) => Ok(answer?),
             Err(_) => {
-                // Its late answer would be taken for the next one's.
+                // Whoever comes next should not wait behind what this one is stuck on.
                 drop(Connection::take(connection));
                 Err(Failure::Late)
             }

@@ -1,0 +1,252 @@
+//! What a request pays for the layer, beside what it pays for others: `cargo bench -p parallax-middleware`.
+//!
+//! All candidates run in one process, in turn, round after round, so that whatever else the machine does
+//! meets all of them alike; what counts is the median over the rounds of the difference to an empty layer
+//! within the round. With `valgrind` installed, instructions are counted besides: those repeat to the digit.
+//! The table goes into `docs/performance.md`, between its markers.
+#![allow(missing_docs, reason = "a benchmark has no API")]
+
+use std::{
+    env, fmt::Write as _, fs, hint::black_box, path::Path, process::Command, sync::Barrier, thread,
+    time::Duration,
+};
+
+use axum::{Router, body::Body, routing::get};
+use http::{Request, Uri};
+use http_body::Body as _;
+use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
+use parallax_middleware::{Perf, Probe, ProbeSource};
+use tokio::time::Instant;
+use tower::Service;
+
+/// Requests of one candidate in one round, per thread.
+const REQUESTS: usize = 20_000;
+const ROUNDS: usize = 25;
+/// Requests between two counts of instructions; start-up cancels out.
+const COUNTED: usize = 4_000;
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Candidate {
+    Bare,
+    Empty,
+    Parallax,
+    ParallaxProbe,
+    Trace,
+    Prometheus,
+    OpenTelemetry,
+}
+
+impl Candidate {
+    const ALL: [Self; 7] = [
+        Self::Bare,
+        Self::Empty,
+        Self::Parallax,
+        Self::ParallaxProbe,
+        Self::Trace,
+        Self::Prometheus,
+        Self::OpenTelemetry,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare router",
+            Self::Empty => "empty layer",
+            Self::Parallax => "Parallax",
+            Self::ParallaxProbe => "Parallax, paired",
+            Self::Trace => "tower-http TraceLayer",
+            Self::Prometheus => "axum-prometheus",
+            Self::OpenTelemetry => "opentelemetry-instrumentation-tower",
+        }
+    }
+
+    /// A router of so many routes, with the candidate's layer around it.
+    fn router(self, routes: usize) -> Router {
+        let router = (0..routes).fold(Router::new(), |router, n| {
+            router.route(&format!("/route-{n}/{{id}}"), get(|| async { "some text" }))
+        });
+        let router = match self {
+            Self::Bare => router,
+            Self::Empty => router.layer(tower::layer::util::Identity::new()),
+            Self::Parallax | Self::ParallaxProbe => router.layer(Perf::new().layer()),
+            // Without a subscriber, as in a service that logs nothing of the kind.
+            Self::Trace => router.layer(tower_http::trace::TraceLayer::new_for_http()),
+            Self::Prometheus => router.layer(axum_prometheus::PrometheusMetricLayer::new()),
+            Self::OpenTelemetry => {
+                router.layer(opentelemetry_instrumentation_tower::http::server::Layer::new())
+            }
+        };
+        router.with_state(())
+    }
+}
+
+/// Sends requests into a router from this thread, and drains the answers.
+struct Client {
+    router: Router,
+    uris: Vec<Uri>,
+    probe: Option<Probe>,
+}
+
+impl Client {
+    fn new(candidate: Candidate, router: Router, routes: usize) -> Self {
+        let uri = |n| format!("/route-{n}/7").parse().expect("a path");
+        let probe = (candidate == Candidate::ParallaxProbe).then(|| ProbeSource::new().probe());
+        Self { router, uris: (0..routes).map(uri).collect(), probe }
+    }
+
+    async fn send(&mut self, requests: usize) {
+        for n in 0..requests {
+            let mut request = Request::new(Body::empty());
+            request.uri_mut().clone_from(&self.uris[n % self.uris.len()]);
+            if let Some(probe) = &mut self.probe {
+                probe.renew();
+                request.extensions_mut().insert(probe.clone());
+            }
+            let Ok(response) = self.router.call(request).await;
+            let mut body = std::pin::pin!(response.into_body());
+            while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+                black_box(frame.expect("the body is whole"));
+            }
+            if let Some(probe) = &self.probe {
+                assert!(probe.record().is_some(), "the layer answered");
+            }
+        }
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Nanoseconds per request, as each of `threads` threads on one router sees it.
+fn time(candidate: Candidate, router: &Router, routes: usize, threads: usize) -> f64 {
+    let barrier = Barrier::new(threads);
+    let one = || {
+        let mut client = Client::new(candidate, router.clone(), routes);
+        runtime().block_on(async {
+            client.send(REQUESTS / 10).await;
+            barrier.wait();
+            let started = Instant::now();
+            client.send(REQUESTS).await;
+            started.elapsed()
+        })
+    };
+    let slowest = thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().map(|t| t.join().expect("no panic")).fold(Duration::ZERO, Duration::max)
+    });
+    slowest.as_secs_f64() * 1e9 / REQUESTS as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Instructions per request, counted by callgrind; `None` without it.
+fn instructions(candidate: usize, routes: usize) -> Option<f64> {
+    let count = |requests: usize| -> Option<f64> {
+        let output = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(env::current_exe().ok()?)
+            .args(["--count", &candidate.to_string(), &routes.to_string(), &requests.to_string()])
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = text.lines().find(|line| line.contains("Collected :"))?;
+        line.rsplit(' ').next()?.parse().ok()
+    };
+    Some((count(2 * COUNTED)? - count(COUNTED)?) / COUNTED as f64)
+}
+
+/// The part of the command that callgrind runs.
+fn count(arguments: &[String]) {
+    let number = |n: usize| arguments[n].parse::<usize>().expect("a number");
+    let (candidate, routes) = (Candidate::ALL[number(0)], number(1));
+    let mut client = Client::new(candidate, candidate.router(routes), routes);
+    runtime().block_on(client.send(number(2)));
+}
+
+fn main() {
+    // Both record for real: into memory, exported hardly ever.
+    // The first wants a runtime, for a task that is idle meanwhile.
+    let runtime = runtime();
+    runtime.block_on(async { axum_prometheus::PrometheusMetricLayer::pair() });
+    let reader = PeriodicReader::builder(InMemoryMetricExporter::default())
+        .with_interval(Duration::from_secs(3600))
+        .build();
+    opentelemetry::global::set_meter_provider(SdkMeterProvider::builder().with_reader(reader).build());
+
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "--count") {
+        return count(&arguments[at + 1..]);
+    }
+    if arguments.iter().any(|argument| argument == "--test") {
+        // `cargo test --benches`: only that every candidate answers.
+        for candidate in Candidate::ALL {
+            time(candidate, &candidate.router(2), 2, 2);
+        }
+        return;
+    }
+
+    let mut table = String::from(
+        "| | routes | 1 thread, ns | 2 threads, ns | 2 threads over 1, rate | instructions |\n\
+         |---|---:|---:|---:|---:|---:|\n",
+    );
+    for routes in [1, 50] {
+        let routers: Vec<Router> = Candidate::ALL.iter().map(|c| c.router(routes)).collect();
+        let mut times = vec![[Vec::new(), Vec::new()]; Candidate::ALL.len()];
+        for round in 0..ROUNDS {
+            eprintln!("{routes} routes, round {} of {ROUNDS}", round + 1);
+            for step in 0..Candidate::ALL.len() {
+                // Another one is first in each round.
+                let n = (step + round) % Candidate::ALL.len();
+                for threads in [1, 2] {
+                    times[n][threads - 1].push(time(Candidate::ALL[n], &routers[n], routes, threads));
+                }
+            }
+        }
+        let counts: Vec<Option<f64>> =
+            (0..Candidate::ALL.len()).map(|candidate| instructions(candidate, routes)).collect();
+        for (n, candidate) in Candidate::ALL.into_iter().enumerate() {
+            // The bare router and the empty layer as they are, the others over the empty layer.
+            let over = |threads: usize| {
+                let mine = times[n][threads].iter();
+                match candidate {
+                    Candidate::Bare | Candidate::Empty => {
+                        format!("{:.0}", median(mine.copied().collect()))
+                    }
+                    _ => {
+                        let empty = &times[1][threads];
+                        format!("+{:.0}", median(mine.zip(empty).map(|(a, b)| a - b).collect()))
+                    }
+                }
+            };
+            let scaling = times[n][0].iter().zip(&times[n][1]).map(|(one, two)| 2.0 * one / two);
+            let instructions = match (candidate, counts[n], counts[1]) {
+                (_, None, _) | (_, _, None) => "–".to_owned(),
+                (Candidate::Bare | Candidate::Empty, Some(count), _) => format!("{count:.0}"),
+                (_, Some(count), Some(empty)) => format!("+{:.0}", count - empty),
+            };
+            let _ = writeln!(
+                table,
+                "| {} | {routes} | {} | {} | {:.2} | {instructions} |",
+                candidate.name(),
+                over(0),
+                over(1),
+                median(scaling.collect()),
+            );
+        }
+    }
+    print!("{table}");
+    write_table(&table);
+}
+
+/// Puts the table between the markers of the page.
+fn write_table(table: &str) {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
+    let text = fs::read_to_string(&page).expect("the page is there");
+    let (before, rest) = text.split_once("<!-- overhead -->").expect("the first marker");
+    let (_, after) = rest.split_once("<!-- /overhead -->").expect("the second marker");
+    fs::write(&page, format!("{before}<!-- overhead -->\n{table}<!-- /overhead -->{after}"))
+        .expect("the page can be written");
+}
