@@ -23,7 +23,7 @@ use tower::Service;
 const REQUESTS: usize = 20_000;
 const ROUNDS: usize = 25;
 /// Requests between two counts of instructions; start-up cancels out.
-const COUNTED: usize = 4_000;
+const COUNTED: usize = 10_000;
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Candidate {
@@ -67,7 +67,11 @@ impl Candidate {
         let router = match self {
             Self::Bare => router,
             Self::Empty => router.layer(tower::layer::util::Identity::new()),
-            Self::Parallax | Self::ParallaxProbe => router.layer(Perf::new().layer()),
+            // With its endpoint, as in a service.
+            Self::Parallax | Self::ParallaxProbe => {
+                let perf = Perf::new();
+                router.layer(perf.layer()).merge(perf.routes())
+            }
             // Without a subscriber, as in a service that logs nothing of the kind.
             Self::Trace => router.layer(tower_http::trace::TraceLayer::new_for_http()),
             Self::Prometheus => router.layer(axum_prometheus::PrometheusMetricLayer::new()),
@@ -162,24 +166,36 @@ fn instructions(candidate: usize, routes: usize) -> Option<f64> {
 fn count(arguments: &[String]) {
     let number = |n: usize| arguments[n].parse::<usize>().expect("a number");
     let (candidate, routes) = (Candidate::ALL[number(0)], number(1));
+    prepare(candidate);
     let mut client = Client::new(candidate, candidate.router(routes), routes);
     runtime().block_on(client.send(number(2)));
 }
 
-fn main() {
-    // Both record for real: into memory, exported hardly ever.
-    // The first wants a runtime, for a task that is idle meanwhile.
-    let runtime = runtime();
-    runtime.block_on(async { axum_prometheus::PrometheusMetricLayer::pair() });
-    let reader = PeriodicReader::builder(InMemoryMetricExporter::default())
-        .with_interval(Duration::from_secs(3600))
-        .build();
-    opentelemetry::global::set_meter_provider(SdkMeterProvider::builder().with_reader(reader).build());
+/// What a candidate records into: memory, exported hardly ever. One that is not asked for is not there, so
+/// that its threads do not count.
+fn prepare(candidate: Candidate) {
+    match candidate {
+        // It wants a runtime, for a task that is idle meanwhile.
+        Candidate::Prometheus => {
+            runtime().block_on(async { axum_prometheus::PrometheusMetricLayer::pair() });
+        }
+        Candidate::OpenTelemetry => {
+            let reader = PeriodicReader::builder(InMemoryMetricExporter::default())
+                .with_interval(Duration::from_secs(3600))
+                .build();
+            let provider = SdkMeterProvider::builder().with_reader(reader).build();
+            opentelemetry::global::set_meter_provider(provider);
+        }
+        _ => {}
+    }
+}
 
+fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--count") {
         return count(&arguments[at + 1..]);
     }
+    Candidate::ALL.into_iter().for_each(prepare);
     if arguments.iter().any(|argument| argument == "--test") {
         // `cargo test --benches`: only that every candidate answers.
         for candidate in Candidate::ALL {
@@ -201,7 +217,12 @@ fn main() {
                 // Another one is first in each round.
                 let n = (step + round) % Candidate::ALL.len();
                 for threads in [1, 2] {
-                    times[n][threads - 1].push(time(Candidate::ALL[n], &routers[n], routes, threads));
+                    times[n][threads - 1].push(time(
+                        Candidate::ALL[n],
+                        &routers[n],
+                        routes,
+                        threads,
+                    ));
                 }
             }
         }

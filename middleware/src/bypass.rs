@@ -20,7 +20,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::recorder::{Admission, Recorder};
+use crate::recorder::{Admission, LocalRecorder, Recorder};
 
 /// Lets a request by the limiter: an extension that a load generator in the same process inserts.
 ///
@@ -90,7 +90,7 @@ where
         BypassService {
             limited: self.limiter.layer(inner.clone()),
             open: inner,
-            recorder: self.recorder.clone(),
+            recorder: self.recorder.local(),
         }
     }
 }
@@ -100,7 +100,7 @@ where
 pub struct BypassService<L, S> {
     limited: L,
     open: S,
-    recorder: Recorder,
+    recorder: LocalRecorder,
 }
 
 impl<L, S> Service<Request> for BypassService<L, S>
@@ -140,7 +140,7 @@ pin_project! {
     pub struct BypassFuture<L: Service<Request>, S: Service<Request>> {
         #[pin]
         branch: Branch<L, S>,
-        recorder: Recorder,
+        recorder: LocalRecorder,
     }
 }
 

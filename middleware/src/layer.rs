@@ -24,6 +24,6 @@ impl<S> Layer<S> for PerfLayer {
     type Service = PerfService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        PerfService::new(inner, self.recorder.clone())
+        PerfService::new(inner, self.recorder.local())
     }
 }

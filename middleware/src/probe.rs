@@ -10,7 +10,12 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{outcome::Outcome, perf::Perf, recorder::Recorder, route::RouteIndex};
+use crate::{
+    outcome::Outcome,
+    perf::Perf,
+    recorder::{LocalRecorder, Recorder},
+    route::RouteIndex,
+};
 
 /// Makes the probes of one client, and learns from the first that is filled whose layer answered.
 #[derive(Clone, Debug, Default)]
@@ -70,10 +75,13 @@ impl Probe {
         }
     }
 
-    pub(crate) fn fill(self, recorder: &Recorder, record: ServerRecord) {
+    pub(crate) fn fill(self, recorder: &LocalRecorder, record: ServerRecord) {
         // One load once it is known; the handle is cloned for the first probe only.
-        let perf =
-            self.cell.source.answered_by.get_or_init(|| Perf::from_recorder(recorder.clone()));
+        let perf = self
+            .cell
+            .source
+            .answered_by
+            .get_or_init(|| Perf::from_recorder(Recorder::met(recorder)));
         // A second layer's route indices mean nothing to the first's handle: the first one is believed.
         if perf.recorder().same_as(recorder) {
             // Taken out of the request on entry, so nobody else can have filled it.

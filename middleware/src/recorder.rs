@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
+    ops::Deref,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{
             AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -26,9 +27,26 @@ use crate::{
 /// Routes with a row of their own; the rest share one.
 const ROUTE_CAP: usize = 512;
 
-/// Where requests are counted. Clones share the counters.
+/// Where requests are counted, as those hold it that last: the service's handle, the layer. Clones share the
+/// counters.
 #[derive(Clone)]
 pub(crate) struct Recorder {
+    local: LocalRecorder,
+    /// Keeps every slot's handle alive, so that [`LocalRecorder::clone`] finds them.
+    _handles: Arc<[Arc<Handle>]>,
+}
+
+/// Where requests are counted, as each request holds it.
+///
+/// One reference count for all threads would be the one thing that they fight for, so each slot has a
+/// handle with a count of its own: a clone is of the handle of the thread that clones.
+pub(crate) struct LocalRecorder {
+    handle: Arc<Handle>,
+}
+
+/// A slot's handle, on cache lines of its own together with its reference count.
+#[repr(align(128))]
+struct Handle {
     shared: Arc<Shared>,
 }
 
@@ -36,6 +54,8 @@ struct Shared {
     routes: RouteTable<RouteCells>,
     limiter: LimiterCells,
     started: Instant,
+    /// The handles of the slots. Weak, or they would keep each other alive.
+    handles: OnceLock<Box<[Weak<Handle>]>>,
 }
 
 /// A route's counters, one shard a slot, each made when its slot first records on the route.
@@ -43,7 +63,9 @@ struct RouteCells {
     shards: Box<[OnceLock<Box<Shard>>]>,
 }
 
-/// What one slot counts for one route: 64 KiB, nearly all of it histograms.
+/// What one slot counts for one route: 64 KiB, nearly all of it histograms. On cache lines of its own: its
+/// neighbours belong to other threads.
+#[repr(align(128))]
 struct Shard {
     entered: AtomicU64,
     outcomes: [AtomicU64; Outcome::ALL.len()],
@@ -96,13 +118,51 @@ pub(crate) struct LimiterCounts {
 
 impl Recorder {
     pub(crate) fn new() -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                routes: RouteTable::new(ROUTE_CAP, RouteCells::new),
-                limiter: LimiterCells::default(),
-                started: Instant::now(),
-            }),
-        }
+        let shared = Arc::new(Shared {
+            routes: RouteTable::new(ROUTE_CAP, RouteCells::new),
+            limiter: LimiterCells::default(),
+            started: Instant::now(),
+            handles: OnceLock::new(),
+        });
+        let handle = || Arc::new(Handle { shared: shared.clone() });
+        let handles: Arc<[Arc<Handle>]> = (0..SLOTS).map(|_| handle()).collect();
+        shared.handles.get_or_init(|| handles.iter().map(Arc::downgrade).collect());
+        Self { local: LocalRecorder { handle: handle() }, _handles: handles }
+    }
+
+    /// For somebody who met the recorder in a request only. It counts in the same place, but keeps no
+    /// handles alive.
+    pub(crate) fn met(local: &LocalRecorder) -> Self {
+        Self { local: local.clone(), _handles: Arc::new([]) }
+    }
+
+    /// For a service, and for the requests that it answers.
+    pub(crate) fn local(&self) -> LocalRecorder {
+        self.local.clone()
+    }
+}
+
+impl Deref for Recorder {
+    type Target = LocalRecorder;
+
+    fn deref(&self) -> &LocalRecorder {
+        &self.local
+    }
+}
+
+impl Clone for LocalRecorder {
+    /// Another reference to the same counters, through the handle of the calling thread's slot. Where
+    /// nothing that lasts is left, the handles are gone, and clones share one count.
+    fn clone(&self) -> Self {
+        let handles = self.shared().handles.get();
+        let local = handles.and_then(|handles| handles.get(Slot::current().index)?.upgrade());
+        Self { handle: local.unwrap_or_else(|| self.handle.clone()) }
+    }
+}
+
+impl LocalRecorder {
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
     }
 
     /// Counts a request in. Whatever happens to the returned [`Recording`], it counts it out again.
@@ -112,7 +172,7 @@ impl Recorder {
         template: Option<&str>,
         probe: Option<Probe>,
     ) -> Recording {
-        let route = self.shared.routes.find(method, template);
+        let route = self.shared().routes.find(method, template);
         self.with_shard(route, |shard, writer| writer.add(&shard.entered, 1));
         Recording {
             recorder: self.clone(),
@@ -129,7 +189,7 @@ impl Recorder {
 
     /// Counts what the limiter did with a request.
     pub(crate) fn admission(&self, admission: Admission) {
-        let cells = &self.shared.limiter;
+        let cells = &self.shared().limiter;
         let cell = match admission {
             Admission::Admitted => &cells.admitted,
             Admission::Limited => &cells.limited,
@@ -140,12 +200,12 @@ impl Recorder {
 
     /// Every route with its counters.
     pub(crate) fn routes(&self) -> Vec<(RouteKey, RouteCounts)> {
-        self.shared.routes.iter().map(|(key, cells)| (key.clone(), cells.read())).collect()
+        self.shared().routes.iter().map(|(key, cells)| (key.clone(), cells.read())).collect()
     }
 
     /// The limiter's counters.
     pub(crate) fn limiter(&self) -> LimiterCounts {
-        let cells = &self.shared.limiter;
+        let cells = &self.shared().limiter;
         LimiterCounts {
             admitted: cells.admitted.load(Relaxed),
             limited: cells.limited.load(Relaxed),
@@ -155,20 +215,20 @@ impl Recorder {
 
     /// The name of a route that this recorder gave an index to.
     pub(crate) fn route_key(&self, route: RouteIndex) -> Option<&RouteKey> {
-        self.shared.routes.get(route).map(|(key, _)| key)
+        self.shared().routes.get(route).map(|(key, _)| key)
     }
 
     /// Time since the recorder was made.
     pub(crate) fn uptime(&self) -> Duration {
-        self.shared.started.elapsed()
+        self.shared().started.elapsed()
     }
 
-    pub(crate) fn same_as(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+    pub(crate) fn same_as(&self, other: &LocalRecorder) -> bool {
+        Arc::ptr_eq(&self.handle.shared, &other.handle.shared)
     }
 
     fn with_shard(&self, route: RouteIndex, write: impl FnOnce(&Shard, Writer)) {
-        let Some((_, cells)) = self.shared.routes.get(route) else { return };
+        let Some((_, cells)) = self.shared().routes.get(route) else { return };
         let slot = Slot::current();
         if let Some(place) = cells.shards.get(slot.index) {
             // Allocates on the first request that this thread records on this route.
@@ -180,6 +240,12 @@ impl Recorder {
 impl fmt::Debug for Recorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorder").field("uptime", &self.uptime()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LocalRecorder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalRecorder").field("uptime", &self.uptime()).finish_non_exhaustive()
     }
 }
 
@@ -231,7 +297,7 @@ impl Shard {
 /// One request between its entry and its end. Dropped before [`finish`](Self::finish), it counts as
 /// cancelled, or as panicked while [`guard`](Self::guard) runs.
 pub(crate) struct Recording {
-    recorder: Recorder,
+    recorder: LocalRecorder,
     route: RouteIndex,
     entered: Instant,
     /// From the entry to the response head, once there is one.

@@ -8,24 +8,24 @@ use http_body::Body;
 use tower_service::Service;
 
 use crate::{
-    body::PerfBody, bypass::LoadPass, future::PerfFuture, probe::Probe, recorder::Recorder,
+    body::PerfBody, bypass::LoadPass, future::PerfFuture, probe::Probe, recorder::LocalRecorder,
 };
 
 /// Records every request to the inner service. Made by [`PerfLayer`](crate::PerfLayer).
 #[derive(Clone, Debug)]
 pub struct PerfService<S> {
     inner: S,
-    recorder: Recorder,
+    recorder: LocalRecorder,
 }
 
 /// In the extensions of an unmatched request: who has counted it. The fallback of
 /// [`Perf::routes`](crate::Perf::routes) carries the layer; under a layer around everything it must
 /// not count a second time.
 #[derive(Clone)]
-struct CountedBy(Recorder);
+struct CountedBy(LocalRecorder);
 
 impl<S> PerfService<S> {
-    pub(crate) fn new(inner: S, recorder: Recorder) -> Self {
+    pub(crate) fn new(inner: S, recorder: LocalRecorder) -> Self {
         Self { inner, recorder }
     }
 }
