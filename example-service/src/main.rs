@@ -1,12 +1,6 @@
 //! The command: `serve` the example service, `validate` it, or `seed` its database.
 
-use std::{
-    fmt::Display,
-    io::IsTerminal,
-    net::SocketAddr,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{fmt::Display, io::IsTerminal, net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use example_service::{
@@ -15,7 +9,7 @@ use example_service::{
     validate::{ValidateArgs, validate},
 };
 use parallax_loadgen::cli::Counter;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use tracing_subscriber::EnvFilter;
 
 /// How long requests that are under way may take once the service was told to stop.

@@ -7,10 +7,7 @@ mod generate;
 
 pub(crate) use generate::{ZIPF_EXPONENT, word};
 
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Duration};
 
 use axum::{
     Router,
@@ -19,6 +16,7 @@ use axum::{
 };
 use parallax_middleware::LoadPass;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 use self::generate::Generator;

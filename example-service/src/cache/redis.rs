@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use deadpool_redis::{
 
 use super::Cache;
 use crate::{config::SecretUrl, redact::scrubbed, service::StartError};
+use tokio::time::Instant;
 
 /// How long a request waits for Redis before it goes on without, for a connection and for an answer.
 const PATIENCE: Duration = Duration::from_millis(500);
