@@ -63,9 +63,10 @@ pub(crate) async fn post_entities(
 ) -> Result<impl IntoResponse, ApiError> {
     let keys: Vec<String> = entities.iter().map(|entity| entity_key(entity.id)).collect();
     let receipt = to_its_end(async move {
-        let receipt = app.writer.entities(entities).await?;
+        let receipt = app.writer.entities(entities).await;
+        // After a failure too: it may have been stored, and only the answer been lost.
         app.cache.invalidate(&keys).await;
-        Ok(receipt)
+        receipt
     })
     .await?;
     Ok((StatusCode::CREATED, Json(Stored::from(receipt))))
@@ -80,9 +81,9 @@ pub(crate) async fn post_interactions(
     users.dedup();
     let keys: Vec<String> = users.into_iter().map(user_key).collect();
     let receipt = to_its_end(async move {
-        let receipt = app.writer.interactions(interactions).await?;
+        let receipt = app.writer.interactions(interactions).await;
         app.cache.invalidate(&keys).await;
-        Ok(receipt)
+        receipt
     })
     .await?;
     Ok((StatusCode::CREATED, Json(Stored::from(receipt))))

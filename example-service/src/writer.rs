@@ -136,27 +136,7 @@ async fn run(
 async fn write_group(store: &Store, group: Vec<Job>) {
     let (rows, replies): (Vec<Rows>, Vec<_>) =
         group.into_iter().map(|job| (job.rows, job.reply)).unzip();
-    let answers = match write_all(store, &rows).await {
-        Ok(answers) => answers,
-        // The database refused a statement, so nothing was stored; one job may have spoilt it for the
-        // others: each on its own. A database that is gone is gone for all of them, and what was lost on
-        // the way to it may have been stored.
-        Err(error @ sqlx::Error::Database(_)) if rows.len() > 1 => {
-            tracing::warn!(%error, jobs = rows.len(), "a group of writes failed; writing each alone");
-            let mut answers = Vec::with_capacity(rows.len());
-            for rows in &rows {
-                answers.push(match write_all(store, std::slice::from_ref(rows)).await {
-                    Ok(mut answer) => answer.pop().unwrap_or(Err(ApiError::Internal)),
-                    Err(error) => Err(error.into()),
-                });
-            }
-            answers
-        }
-        Err(error) => {
-            let answer = ApiError::from(error);
-            rows.iter().map(|_| Err(answer.clone())).collect()
-        }
-    };
+    let answers = answers_to(store, &rows).await;
     for (reply, answer) in replies.into_iter().zip(answers) {
         // Nobody may wait any more; the rows stand all the same.
         let _ = reply.send(answer);
@@ -166,8 +146,47 @@ async fn write_group(store: &Store, group: Vec<Job>) {
 type Answers = Vec<Result<Receipt, ApiError>>;
 
 /// Writes the rows of all jobs in one transaction; an answer for each, in order.
-async fn write_all(store: &Store, jobs: &[Rows]) -> Result<Answers, sqlx::Error> {
-    let mut transaction = store.begin().await?;
+/// An answer for each job.
+async fn answers_to(store: &Store, jobs: &[Rows]) -> Answers {
+    match store.begin().await {
+        Ok(transaction) => match write_all(transaction, jobs).await {
+            Ok(answers) => return answers,
+            // The database refused a statement, so nothing was stored; one job may have spoilt it for the
+            // others: each on its own.
+            Err(error @ sqlx::Error::Database(_)) if jobs.len() > 1 => {
+                tracing::warn!(%error, jobs = jobs.len(), "a group of writes failed; writing each alone");
+            }
+            Err(error) => return all_alike(error, jobs),
+        },
+        Err(error) => return all_alike(error, jobs),
+    }
+    let mut answers = Vec::with_capacity(jobs.len());
+    for job in jobs.chunks(1) {
+        match store.begin().await {
+            Ok(transaction) => match write_all(transaction, job).await {
+                Ok(answer) => answers.extend(answer),
+                Err(error) => answers.extend(all_alike(error, job)),
+            },
+            // A database that is gone is gone for all that are left.
+            Err(error) => {
+                let left = &jobs[answers.len()..];
+                answers.extend(all_alike(error, left));
+                break;
+            }
+        }
+    }
+    answers
+}
+
+fn all_alike(error: sqlx::Error, jobs: &[Rows]) -> Answers {
+    let answer = ApiError::from(error);
+    jobs.iter().map(|_| Err(answer.clone())).collect()
+}
+
+async fn write_all(
+    mut transaction: sqlx::Transaction<'static, sqlx::Any>,
+    jobs: &[Rows],
+) -> Result<Answers, sqlx::Error> {
     // Entities first: an interaction may follow its entity in the same group.
     let mut written_entities = write_entities(&mut transaction, jobs).await?;
     let mut answers = write_interactions(&mut transaction, jobs).await?;

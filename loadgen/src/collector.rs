@@ -73,8 +73,8 @@ struct Watch {
 /// Equal slots of the measured interval, by intended start.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
-    /// Length of the phase.
-    planned: Duration,
+    /// When the phase ends: as planned, or when it was stopped.
+    end: Duration,
     width: Duration,
     slots: Vec<Window>,
     dropped: Vec<u64>,
@@ -226,6 +226,12 @@ impl Tally {
         self.timeline.drop_arrival(intended);
     }
 
+    /// The phase ends here, earlier than planned if it was stopped.
+    pub(crate) fn end_at(&mut self, end: Duration) {
+        let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
+        timelines.chain([&mut self.timeline]).for_each(|slots| slots.end = slots.end.min(end));
+    }
+
     /// The measured interval ended at `end`: whatever did not happen by then did not happen.
     pub(crate) fn close(&mut self, end: Duration) {
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
@@ -297,13 +303,7 @@ fn route_name(scenario: &Scenario, step: u32, route: Option<u32>, perf: Option<&
 impl Slots {
     fn new(duration: Duration) -> Self {
         let width = window_width(duration).max(duration / MAX_SLOTS as u32);
-        Self {
-            planned: duration,
-            width,
-            slots: Vec::new(),
-            dropped: Vec::new(),
-            completed: Vec::new(),
-        }
+        Self { end: duration, width, slots: Vec::new(), dropped: Vec::new(), completed: Vec::new() }
     }
 
     /// Counts a request, with its value if it succeeded.
@@ -323,7 +323,7 @@ impl Slots {
     /// Counts a success that was complete at `at`. False, and not counted, if that is in the drain: what
     /// ends there is no part of the rate.
     fn complete(&mut self, at: Duration) -> bool {
-        if at >= self.planned {
+        if at >= self.end {
             return false;
         }
         let index = self.index(at);

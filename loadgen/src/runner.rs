@@ -58,6 +58,8 @@ pub(crate) struct Findings {
     pub(crate) sent: u64,
     pub(crate) unsent: u64,
     pub(crate) in_flight: u64,
+    /// Requests that the warm-up gave up waiting for: the layer may count them in the measured phase.
+    pub(crate) left_over: u64,
     pub(crate) started_at: SystemTime,
     pub(crate) measured: Duration,
     pub(crate) interrupted: bool,
@@ -69,7 +71,8 @@ pub(crate) struct Findings {
 /// Runs the warm-up, lets it drain, then runs the measured phase.
 ///
 /// Each phase begins and ends with nothing in flight, so the layer's counters before and after the
-/// measured one differ by exactly its requests.
+/// measured one differ by exactly its requests; but for those that a phase gave up waiting for, which are
+/// counted apart.
 pub(crate) async fn run<S: InProcess>(
     service: S,
     plan: &Arc<Plan>,
@@ -82,10 +85,12 @@ pub(crate) async fn run<S: InProcess>(
         () = stop.stopped() => {}
     }
     let phase = Phase { service, plan, probes: &probes, stop, observer };
+    let mut left_over = 0;
     if !plan.warmup.is_zero() && !stop.is_stopped() {
-        phase.run(Stage::WarmUp, plan.warmup).await?;
+        left_over = phase.run(Stage::WarmUp, plan.warmup).await?.in_flight;
     }
-    phase.run(Stage::Measure, plan.duration).await
+    let findings = phase.run(Stage::Measure, plan.duration).await?;
+    Ok(Findings { left_over, ..findings })
 }
 
 /// Sends requests that do not count, one of each kind until one reaches a layer: so that the layer's
@@ -179,9 +184,8 @@ impl<S: InProcess> Phase<'_, S> {
         let resources = collector.finish().await;
         let server = match (before, after) {
             (Some(before), Some((perf, after))) => Some((perf, after.since(&before))),
-            // The layer was not there before: its counters began at nothing.
-            (None, after) => after,
-            (Some(_), None) => None,
+            // Met only now: what it counted before cannot be told from what it counted since.
+            (None, _) | (Some(_), None) => None,
         };
         let sent = load.sink.total_sent();
         let interrupted = load.stop.is_stopped() && paced.ended < load.end;
@@ -195,6 +199,7 @@ impl<S: InProcess> Phase<'_, S> {
             sent,
             unsent: paced.scheduled - paced.taken,
             in_flight,
+            left_over: 0,
             started_at,
             measured,
             interrupted,
@@ -227,8 +232,7 @@ async fn run_closed<S: InProcess>(
         () = sleep_until(load.end) => {}
         () = load.stop.stopped() => {}
     }
-    let ended = Instant::now();
-    stage.set(Stage::Drain);
+    let ended = load.end_sending(stage);
     let deadline = ended + load.plan.timeout + DRAIN_GRACE;
     let drained = async {
         while let Some(user) = tasks.join_next().await {
@@ -285,8 +289,7 @@ async fn run_open<S: InProcess>(
         () = sleep_until(load.end) => {}
         () = load.stop.stopped() => {}
     }
-    let ended = Instant::now();
-    stage.set(Stage::Drain);
+    let ended = load.end_sending(stage);
     let deadline = ended + load.plan.timeout + DRAIN_GRACE;
     while load.sink.in_flight() > 0 && Instant::now() < deadline {
         sleep(Duration::from_millis(1)).await;
@@ -302,6 +305,14 @@ impl<S: InProcess> Load<S> {
     fn stream(&self, n: u64) -> LoadRng {
         let stage = if self.stage == Stage::WarmUp { "warm-up" } else { "measure" };
         stream(self.plan.seed, &[&self.plan.name, stage].concat(), n)
+    }
+
+    /// No request is sent from now on, and what ends later is no part of the rate.
+    fn end_sending(&self, stage: &StageCell) -> Instant {
+        let ended = Instant::now();
+        stage.set(Stage::Drain);
+        self.tally.lock().end_at(ended.saturating_duration_since(self.start));
+        ended
     }
 
     fn is_stopped(&self) -> bool {

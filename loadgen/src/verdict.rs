@@ -101,8 +101,10 @@ fn conserve(findings: &Findings) -> Conservation {
     let mut unexplained =
         findings.sent.abs_diff(accounted) + findings.scheduled.abs_diff(scheduled);
     let server = findings.server.as_ref().map(|(_, interval): &(Perf, Snapshot)| {
-        // The layer counts probes by itself; the client counts the ones that came back.
-        unexplained += interval.paired().abs_diff(seen);
+        // The layer counts probes by itself; the client counts the ones that came back. Of those that a
+        // phase gave up waiting for nobody knows how many the layer has seen end.
+        let given_up = findings.in_flight + findings.left_over;
+        unexplained += interval.paired().abs_diff(seen).saturating_sub(given_up);
         ServerConservation {
             entered: interval.entered(),
             recorded: interval.recorded(),

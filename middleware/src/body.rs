@@ -22,7 +22,7 @@ pin_project! {
         recording: Option<Recording>,
         // How the request ends if the body goes out whole.
         outcome: Outcome,
-        // Bytes still to come, where the body knows.
+        // Bytes still to come, where the body or the head says so.
         remaining: Option<u64>,
     }
 

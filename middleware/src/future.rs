@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, Response, header::CONTENT_LENGTH};
+use http::{HeaderMap, Response, StatusCode, header::CONTENT_LENGTH};
 use http_body::Body;
 use pin_project_lite::pin_project;
 
@@ -72,12 +72,15 @@ fn wrap<B: Body>(
     let body = match recording {
         Some(mut recording) => {
             recording.set_bypassed(parts.extensions.get::<Bypassed>().is_some());
-            if head_only || body.is_end_stream() {
+            let length = body.size_hint().exact().or_else(|| content_length(&parts.headers));
+            // A server sends no body in these cases, and drops what there is of one unpolled.
+            let bodiless = parts.status.is_informational()
+                || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            if head_only || bodiless || length == Some(0) || body.is_end_stream() {
                 recording.finish_at_head(parts.status);
                 PerfBody::closed(body)
             } else {
                 recording.head();
-                let length = body.size_hint().exact().or_else(|| content_length(&parts.headers));
                 PerfBody::open(body, recording, Outcome::of_status(parts.status), length)
             }
         }

@@ -404,3 +404,79 @@ impl fmt::Debug for Recording {
         f.debug_struct("Recording").field("route", &self.route).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn serve_one(recorder: &LocalRecorder) {
+        let recording = recorder.enter(&Method::GET, Some("/x"), None);
+        recording.finish_at_head(StatusCode::OK);
+    }
+
+    fn recorded(recorder: &LocalRecorder) -> u64 {
+        recorder.routes().iter().map(|(_, counts)| counts.outcomes.iter().sum::<u64>()).sum()
+    }
+
+    #[test]
+    fn threads_count_in_one_place_and_hold_it_by_different_counts() {
+        let recorder = Recorder::new();
+        let here = recorder.local();
+        let there = thread::scope(|scope| {
+            let clone = || {
+                let local = here.clone();
+                serve_one(&local);
+                local
+            };
+            scope.spawn(clone).join().expect("no panic")
+        });
+        serve_one(&here);
+        assert!(!Arc::ptr_eq(&here.handle, &there.handle));
+        assert!(here.same_as(&there));
+        assert_eq!(recorded(&recorder), 2);
+    }
+
+    #[test]
+    fn a_service_that_outlives_the_handle_still_counts() {
+        let recorder = Recorder::new();
+        let service = recorder.local();
+        drop(recorder);
+        serve_one(&service.clone());
+        serve_one(&service);
+        assert_eq!(recorded(&service), 2);
+    }
+
+    #[test]
+    fn nothing_is_left_when_everybody_has_gone() {
+        let recorder = Recorder::new();
+        let shared = Arc::downgrade(&recorder.handle.shared);
+        let service = recorder.local();
+        let request = service.enter(&Method::GET, Some("/x"), None);
+        drop((recorder, service));
+        assert!(shared.upgrade().is_some(), "the request keeps it");
+        drop(request);
+        assert!(shared.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_recording_counts_itself_out_whatever_ends_it() {
+        let recorder = Recorder::new();
+        let enter = || recorder.enter(&Method::GET, Some("/x"), None);
+        drop(enter());
+        enter().finish(Outcome::ClientError);
+        let panicked = std::panic::catch_unwind(|| {
+            enter().guard(|| std::panic::resume_unwind(Box::new("on purpose")))
+        });
+        assert!(panicked.is_err());
+        let routes = recorder.routes();
+        let (_, counts) = &routes[0];
+        let of = |outcome: Outcome| counts.outcomes[outcome.index()];
+        assert_eq!(counts.entered, 3);
+        assert_eq!(of(Outcome::Cancelled), 1);
+        assert_eq!(of(Outcome::ClientError), 1);
+        assert_eq!(of(Outcome::Panicked), 1);
+        assert_eq!(counts.failed.count(), 3);
+    }
+}

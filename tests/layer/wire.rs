@@ -5,6 +5,7 @@ use std::{future::pending, io, pin::Pin};
 use axum::{
     Router,
     body::{Body, Bytes},
+    extract::Path,
     http::{
         StatusCode,
         header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
@@ -40,6 +41,15 @@ fn routes() -> Router {
         .route("/panics", get(panics))
         .route("/endless", get(async || Body::from_stream(endless())))
         .route("/stream", get(async || Body::from_stream(endless().take(100))))
+        .route(
+            "/proxied/{status}",
+            get(async |Path(status): Path<u16>| {
+                // As a proxy hands it on: a stream that does not know that it has nothing to say.
+                let status = StatusCode::from_u16(status).expect("a status");
+                let length = (status == StatusCode::OK).then_some([(CONTENT_LENGTH, "0")]);
+                (status, length, Body::from_stream(endless().take(0)))
+            }),
+        )
         .route(
             "/file",
             get(async || ([(CONTENT_LENGTH, "102400")], Body::from_stream(endless().take(100)))),
@@ -105,6 +115,16 @@ async fn a_stream_that_keeps_the_length_it_promised_is_complete() {
     assert_eq!((status, body.len()), (200, 100 * 1024));
     rig.recorded(1).await;
     rig.assert_recorded(&[("GET /file", Outcome::Ok, 1)]);
+}
+
+#[tokio::test]
+async fn streams_that_are_never_asked_are_complete_where_no_body_belongs() {
+    let (rig, _server, mut client) = served().await;
+    for status in [200, 204, 304] {
+        assert_eq!(client.get(&format!("/proxied/{status}")).await.0, status);
+    }
+    rig.recorded(3).await;
+    rig.assert_recorded(&[("GET /proxied/{status}", Outcome::Ok, 3)]);
 }
 
 #[tokio::test]
