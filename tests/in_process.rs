@@ -531,3 +531,30 @@ async fn extremes_are_refused_before_anything_overflows() {
         test.run().await.expect_err("it is refused");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_threshold_on_a_route_counts_what_came_before_the_layer_saw_the_first() {
+    async fn open_late(request: Request, next: Next) -> Response {
+        static TURN: AtomicU64 = AtomicU64::new(0);
+        // The first is the preflight.
+        if (1..=100).contains(&TURN.fetch_add(1, Relaxed)) {
+            return StatusCode::UNAUTHORIZED.into_response();
+        }
+        next.run(request).await
+    }
+    let report = LoadTest::new(app().layer(from_fn(open_late)))
+        .get("/slow")
+        .users(5)
+        .warmup(Duration::ZERO)
+        .duration(Duration::from_secs(3))
+        .threshold(r#"errors{route="GET /slow"} < 1%"#)
+        .run()
+        .await
+        .expect("valid");
+    let run = &report.runs[0];
+    assert_conserved(&run.conservation);
+    assert_eq!(run.conservation.outcomes.client_error, 100);
+    let finished = run.conservation.outcomes.total();
+    let observed = run.thresholds[0].observed.expect("there are samples");
+    assert!((observed - 100.0 / finished as f64).abs() < 1e-9, "{observed} of {finished}");
+}

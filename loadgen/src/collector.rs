@@ -40,6 +40,10 @@ pub(crate) struct Tally {
     pub(crate) negative_pairs: u64,
     pub(crate) timeline: Slots,
     watches: Vec<Watch>,
+    /// What the layer did not see, by step and by the watch on a route that it may belong to.
+    unseen: BTreeMap<(u32, usize), Slots>,
+    /// No slot yet, of this phase's width.
+    empty: Slots,
     /// Since the last look of the live display.
     recent: LatencyHistogram,
     finished: ClientOutcomes,
@@ -56,10 +60,8 @@ pub(crate) struct Row {
     pub(crate) service_time: LatencyHistogram,
     pub(crate) server_time: LatencyHistogram,
     pub(crate) outside: LatencyHistogram,
-    /// Which watches look at this row, by position, as decided when there were so many rows: one more may
-    /// tell on which route a step's requests lie that the layer did not see.
+    /// Which watches look at this row, by position; decided when the row is made.
     watched: Vec<usize>,
-    named_among: usize,
 }
 
 /// A metric that a threshold judges, slot by slot.
@@ -113,6 +115,8 @@ impl Tally {
             first_byte: LatencyHistogram::new(),
             seen_by_server: 0,
             negative_pairs: 0,
+            empty: timeline.clone(),
+            unseen: BTreeMap::new(),
             timeline,
             watches,
             recent: LatencyHistogram::new(),
@@ -129,11 +133,13 @@ impl Tally {
 
     fn add(&mut self, sample: &Sample, perf: Option<&Perf>) {
         let route = sample.server.map(|server| server.route);
-        let known_rows = self.rows.len();
-        if self.rows.get(&(sample.step, route)).is_none_or(|row| row.named_among != known_rows) {
-            self.name_row(sample.step, route, perf);
-        }
-        let row = self.rows.entry((sample.step, route)).or_default();
+        let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
+            // Of what the layer did not see, the route is known at the end only.
+            let name = route.map(|_| route_name(&self.scenario, sample.step, route, perf));
+            let looks = |watch: &Watch| watch.route.is_none() || watch.route == name;
+            let matches = self.watches.iter().enumerate().filter(|(_, watch)| looks(watch));
+            Row { watched: matches.map(|(index, _)| index).collect(), ..Row::default() }
+        });
         let response_time = sample.lag + sample.service_time;
         let outcome = sample.answer.outcome;
         let ok = outcome == ClientOutcome::Ok;
@@ -174,40 +180,30 @@ impl Tally {
         } else {
             self.failed.record(response_time);
         }
+        let ended = ok.then_some(sample.intended + response_time);
+        let value = |metric: Metric| match metric {
+            // A lag is a lag however the request ended.
+            Metric::Lag => Some(Some(sample.lag)),
+            _ if !ok => Some(None),
+            Metric::ServiceTime => Some(Some(sample.service_time)),
+            // Of a success that the layer did not see there is nothing to say.
+            Metric::ServerTime => sample.server.map(|server| Some(server.server_time)),
+            Metric::TimeToFirstByte => sample.server.and_then(|server| server.first_byte).map(Some),
+            Metric::Outside => outside.map(Some),
+            _ => Some(Some(response_time)),
+        };
         for index in &row.watched {
             let watch = &mut self.watches[*index];
-            let value = match watch.metric {
-                Metric::ServiceTime => Some(sample.service_time),
-                Metric::ServerTime => sample.server.map(|server| server.server_time),
-                Metric::TimeToFirstByte => sample.server.and_then(|server| server.first_byte),
-                Metric::Outside => outside,
-                Metric::Lag => Some(sample.lag),
-                _ => Some(response_time),
-            };
-            // A lag is a lag however the request ended.
-            if ok || watch.metric == Metric::Lag {
-                if let Some(value) = value {
-                    watch.slots.add(sample.intended, Some(value));
-                }
-            } else {
-                watch.slots.add(sample.intended, None);
-            }
-            if ok {
-                watch.slots.complete(sample.intended + response_time);
-            }
+            watch.slots.watch(sample.intended, value(watch.metric), ended);
         }
-    }
-
-    /// Makes a row if need be, and decides which watches look at it.
-    fn name_row(&mut self, step: u32, route: Option<u32>, perf: Option<&Perf>) {
-        self.rows.entry((step, route)).or_default();
-        let name = route_name(&self.scenario, step, self.route_of(step, route), perf);
-        let watched = |watch: &Watch| watch.route.as_ref().is_none_or(|r| *r == name);
-        let matches = self.watches.iter().enumerate().filter(|(_, watch)| watched(watch));
-        let watched = matches.map(|(index, _)| index).collect();
-        let named_among = self.rows.len();
-        if let Some(row) = self.rows.get_mut(&(step, route)) {
-            (row.watched, row.named_among) = (watched, named_among);
+        if route.is_none() {
+            let on_routes = self.watches.iter().enumerate().filter(|(_, w)| w.route.is_some());
+            for (index, watch) in on_routes {
+                self.unseen
+                    .entry((sample.step, index))
+                    .or_insert_with(|| self.empty.clone())
+                    .watch(sample.intended, value(watch.metric), ended);
+            }
         }
     }
 
@@ -229,11 +225,19 @@ impl Tally {
     /// The phase ends here, earlier than planned if it was stopped.
     pub(crate) fn end_at(&mut self, end: Duration) {
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
-        timelines.chain([&mut self.timeline]).for_each(|slots| slots.end = slots.end.min(end));
+        let timelines = timelines.chain([&mut self.timeline, &mut self.empty]);
+        timelines.chain(self.unseen.values_mut()).for_each(|slots| slots.end = slots.end.min(end));
     }
 
     /// The measured interval ended at `end`: whatever did not happen by then did not happen.
-    pub(crate) fn close(&mut self, end: Duration) {
+    pub(crate) fn close(&mut self, end: Duration, perf: Option<&Perf>) {
+        for ((step, index), slots) in std::mem::take(&mut self.unseen) {
+            let name = route_name(&self.scenario, step, self.route_of(step, None), perf);
+            let watch = &mut self.watches[index];
+            if watch.route.as_deref() == Some(&name) {
+                watch.slots.merge(&slots);
+            }
+        }
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
         timelines.chain([&mut self.timeline]).for_each(|slots| slots.close(end));
     }
@@ -312,6 +316,33 @@ impl Slots {
         match value {
             Some(value) => self.slots[index].ok.record(value),
             None => self.slots[index].failed += 1,
+        }
+    }
+
+    /// Counts a request for a metric: `Some(None)` if it failed, `None` if the metric has nothing to say of
+    /// it; and when it ended, if it succeeded.
+    fn watch(
+        &mut self,
+        intended: Duration,
+        value: Option<Option<Duration>>,
+        ended: Option<Duration>,
+    ) {
+        if let Some(value) = value {
+            self.add(intended, value);
+        }
+        if let Some(ended) = ended {
+            self.complete(ended);
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let counts = other.dropped.iter().zip(&other.completed);
+        for (index, (slot, (dropped, completed))) in other.slots.iter().zip(counts).enumerate() {
+            let index = self.index(self.width * index as u32);
+            self.slots[index].ok.merge(&slot.ok);
+            self.slots[index].failed += slot.failed;
+            self.dropped[index] += dropped;
+            self.completed[index] += completed;
         }
     }
 

@@ -191,7 +191,7 @@ impl<S: InProcess> Phase<'_, S> {
         let interrupted = load.stop.is_stopped() && paced.ended < load.end;
         let measured = paced.ended.min(load.end).saturating_duration_since(load.start);
         let mut tally = std::mem::replace(&mut *load.tally.lock(), Tally::new(self.plan, duration));
-        tally.close(measured);
+        tally.close(measured, load.probes.answered_by());
         Ok(Findings {
             tally,
             scheduled: paced.scheduled,
