@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     load_test::{LoadTest, LoadTestError},
-    plan::PlanError,
+    plan::{MAX_RATE, MAX_TIME, MIN_DURATION, PlanError},
     progress::{Progress, Stage},
     render::{self, number},
     report::{Environment, MemoryModel, Report, Run, ThresholdResult, Verdict},
@@ -101,7 +101,7 @@ fn count(text: &str) -> Result<usize, String> {
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.trim_end_matches("/s").parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= 1e7 => Ok(rate),
+        Ok(rate) if rate > 0.0 && rate <= MAX_RATE => Ok(rate),
         Ok(_) => Err("it has to be above 0 and at most 10000000".to_owned()),
         Err(_) => Err("it has to be a number of requests per second, like 1000".to_owned()),
     }
@@ -110,7 +110,7 @@ fn rate(text: &str) -> Result<f64, String> {
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like 500ms, 10s, 5m or 1h"))?;
-    if duration > Duration::from_secs(365 * 24 * 3600) {
+    if duration > MAX_TIME {
         return Err("it has to be a year at most".to_owned());
     }
     Ok(duration)
@@ -118,9 +118,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn measurable(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        short if short < Duration::from_millis(100) => {
-            Err("it has to be at least 100ms".to_owned())
-        }
+        short if short < MIN_DURATION => Err("it has to be at least 100ms".to_owned()),
         duration => Ok(duration),
     }
 }

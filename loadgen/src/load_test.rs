@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{Method, Request, Uri};
 
 use crate::{
-    plan::{Plan, PlanError, Workload},
+    plan::{MAX_RATE, MAX_TIME, MIN_DURATION, Plan, PlanError, Workload},
     progress::Progress,
     report::{Environment, Report, Run},
     runner::{self, Observer, unix_seconds},
@@ -21,11 +21,6 @@ use crate::{
     threshold::Threshold,
     verdict,
 };
-
-/// Ten times what a processor core can dispatch.
-const MAX_RATE: f64 = 1e7;
-/// Far from where sums of times overflow.
-const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Drives an axum service in process: no socket, no port, on the runtime that the caller is on.
 ///
@@ -136,11 +131,7 @@ impl<S: InProcess> LoadTest<S> {
 
     /// Closed model: `users` who each wait for an answer before they ask again.
     pub fn users(mut self, users: usize) -> Self {
-        let think_time = match self.workload {
-            Workload::Closed { think_time, .. } => think_time,
-            Workload::Open { .. } => Duration::ZERO,
-        };
-        self.workload = Workload::Closed { users, think_time };
+        self.workload = Workload::Closed { users, think_time: self.workload.think_time() };
         self
     }
 
@@ -265,16 +256,13 @@ impl<S: InProcess> LoadTest<S> {
             Workload::Open { rate } if rate > MAX_RATE => return Err(PlanError::RateTooHigh(rate)),
             _ => {}
         }
-        let think_time = match self.workload {
-            Workload::Closed { think_time, .. } => think_time,
-            Workload::Open { .. } => Duration::ZERO,
-        };
+        let think_time = self.workload.think_time();
         for time in [self.warmup, self.duration, self.timeout, think_time] {
             if time > MAX_TIME {
                 return Err(PlanError::TooLong(time));
             }
         }
-        if self.duration < Duration::from_millis(100) {
+        if self.duration < MIN_DURATION {
             return Err(PlanError::TooShort(self.duration));
         }
         if self.timeout.is_zero() {

@@ -1,6 +1,7 @@
 //! How a request ended, as the client sees it.
 
 use http::StatusCode;
+use parallax_middleware::Outcome;
 
 use crate::report::ClientOutcomes;
 
@@ -18,11 +19,12 @@ pub(crate) enum ClientOutcome {
 
 impl ClientOutcome {
     pub(crate) fn of_status(status: StatusCode) -> Self {
-        match status.as_u16() {
-            ..400 => Self::Ok,
-            429 => Self::Limited,
-            400..500 => Self::ClientError,
-            500.. => Self::ServerError,
+        // Of a status both sides think alike.
+        match Outcome::of_status(status) {
+            Outcome::Ok => Self::Ok,
+            Outcome::Limited => Self::Limited,
+            Outcome::ClientError => Self::ClientError,
+            Outcome::ServerError | Outcome::Cancelled | Outcome::Panicked => Self::ServerError,
         }
     }
 }

@@ -8,6 +8,13 @@ use crate::{
     threshold::{Threshold, ThresholdError},
 };
 
+/// Ten times what a processor core can dispatch, requests per second.
+pub(crate) const MAX_RATE: f64 = 1e7;
+/// Far from where sums of times overflow.
+pub(crate) const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The shortest measured interval: one slot.
+pub(crate) const MIN_DURATION: Duration = Duration::from_millis(100);
+
 /// Who decides when requests start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Workload {
@@ -30,6 +37,16 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) pass_limiter: bool,
     pub(crate) thresholds: Vec<Threshold>,
+}
+
+impl Workload {
+    /// The pause of a user; none in an open workload.
+    pub(crate) fn think_time(self) -> Duration {
+        match self {
+            Self::Closed { think_time, .. } => think_time,
+            Self::Open { .. } => Duration::ZERO,
+        }
+    }
 }
 
 impl Plan {

@@ -6,7 +6,7 @@ use parallax_middleware::samples_needed;
 use super::{
     mix_in_words, number, plan_in_words,
     plot::{self, Limit, Series},
-    unsupported, why,
+    route_views, unsupported, why,
 };
 use crate::{
     report::{
@@ -221,17 +221,7 @@ fn views(run: &Run) -> Markup {
 }
 
 fn route_block(route: &ClientRoute) -> Markup {
-    block(
-        &route.route,
-        route.rate,
-        &route.outcomes,
-        &[
-            ("response time", &route.response_time),
-            ("service time", &route.service_time),
-            ("server time", &route.server_time),
-            ("outside", &route.outside),
-        ],
-    )
+    block(&route.route, route.rate, &route.outcomes, &route_views(route))
 }
 
 fn block(name: &str, rate: f64, outcomes: &ClientOutcomes, rows: &[(&str, &Latency)]) -> Markup {

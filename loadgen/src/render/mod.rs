@@ -16,12 +16,22 @@ pub use html::html;
 pub use json::json;
 pub use text::{Style, text};
 
-use crate::report::{Latency, Model, PlanSummary, Report, ThresholdResult, Verdict};
+use crate::report::{ClientRoute, Latency, Model, PlanSummary, Report, ThresholdResult, Verdict};
 
 /// Every requirement of a report, those of the whole first; what the whole repeats of a run counts once.
 fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
     let of_runs = report.runs.iter().flat_map(|run| &run.thresholds);
     report.thresholds.iter().chain(of_runs.filter(|result| !report.thresholds.contains(result)))
+}
+
+/// Both sides' times of a route, in the order in which they are shown.
+fn route_views(route: &ClientRoute) -> [(&'static str, &Latency); 4] {
+    [
+        ("response time", &route.response_time),
+        ("service time", &route.service_time),
+        ("server time", &route.server_time),
+        ("outside", &route.outside),
+    ]
 }
 
 /// Why the verdict is what it is, in a sentence or two.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
-use super::{mix_in_words, number, plan_in_words, unsupported, why};
+use super::{mix_in_words, number, plan_in_words, route_views, unsupported, why};
 use crate::report::{
     ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run, ThresholdResult, TimelineRow,
     Unit, Verdict,
@@ -146,17 +146,7 @@ impl Page {
             ],
         );
         for route in &client.routes {
-            self.views(
-                &route.route,
-                route.rate,
-                &route.outcomes,
-                &[
-                    ("response time", &route.response_time),
-                    ("service time", &route.service_time),
-                    ("server time", &route.server_time),
-                    ("outside", &route.outside),
-                ],
-            );
+            self.views(&route.route, route.rate, &route.outcomes, &route_views(route));
         }
         self.out.push('\n');
         self.painted(BOLD, "  the generator");
