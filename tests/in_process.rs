@@ -21,7 +21,7 @@ use parallax_loadgen::{
     LoadTest, LoadTestError, Report, Scenario, Stop, Verdict,
     report::{Conservation, Run},
 };
-use parallax_middleware::{BypassPolicy, LoadPass, Perf};
+use parallax_middleware::{BypassPolicy, LoadMark, Perf};
 
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -294,10 +294,8 @@ async fn an_in_process_pass_goes_around_the_limiter_and_is_counted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_is_used_up_by_the_limiter_it_passes() {
     async fn sees_pass(request: Request) -> StatusCode {
-        match request.extensions().get::<LoadPass>() {
-            Some(_) => StatusCode::IM_A_TEAPOT,
-            None => StatusCode::OK,
-        }
+        let passes = request.extensions().get().is_some_and(LoadMark::passes_limiter);
+        if passes { StatusCode::IM_A_TEAPOT } else { StatusCode::OK }
     }
     let perf = Perf::new();
     let app = Router::new()

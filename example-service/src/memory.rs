@@ -8,7 +8,7 @@ use axum::{
     body::{Body, to_bytes},
     http::Request,
 };
-use parallax_middleware::{LoadPass, ProcessUsage};
+use parallax_middleware::{LoadMark, ProcessUsage};
 use serde::{Deserialize, Serialize};
 use tower::ServiceExt;
 
@@ -69,7 +69,7 @@ async fn read(service: &Service, entities: i64) -> Result<(), MeasureError> {
         ] {
             let request = Request::get(&path)
                 .header(API_KEY_HEADER, service.api_key().reveal())
-                .extension(LoadPass::new())
+                .extension(LoadMark::new().past_limiter())
                 .body(Body::empty())
                 .map_err(|error| MeasureError::Read {
                     path: path.clone(),

@@ -14,7 +14,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{Method, Request, StatusCode, header},
 };
-use parallax_middleware::LoadPass;
+use parallax_middleware::LoadMark;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tower::ServiceExt;
@@ -274,7 +274,7 @@ impl Seeder {
             .header(API_KEY_HEADER, self.api_key.reveal())
             .header(header::CONTENT_TYPE, "application/json")
             // The limiter is for clients.
-            .extension(LoadPass::new())
+            .extension(LoadMark::new().past_limiter())
             .body(body)
             .map_err(|error| unexpected(error.to_string()))?;
         let response = match self.router.clone().oneshot(request).await {

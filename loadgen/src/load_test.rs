@@ -180,8 +180,8 @@ impl<S: InProcess> LoadTest<S> {
         self
     }
 
-    /// Gives each request a [`LoadPass`](parallax_middleware::LoadPass), so that a limiter with a way
-    /// around it lets it by. Default: the limiter is part of what is tested.
+    /// Marks each request [`past_limiter`](parallax_middleware::LoadMark::past_limiter), so that a limiter
+    /// with a way around it lets it by. Default: the limiter is part of what is tested.
     pub fn pass_limiter(mut self, pass: bool) -> Self {
         self.pass_limiter = pass;
         self

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use http::Request;
-use parallax_middleware::{LoadPass, Perf, Probe, ProbeSource, ProcessUsage, Snapshot};
+use parallax_middleware::{LoadMark, Perf, Probe, ProbeSource, ProcessUsage, Snapshot};
 use tokio::{
     runtime::Handle,
     task::{JoinSet, coop::consume_budget},
@@ -107,10 +107,9 @@ async fn preflight<S: InProcess>(mut service: S, plan: &Plan, probes: &ProbeSour
 }
 
 fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {
-    request.extensions_mut().insert(probe.clone());
-    if plan.pass_limiter {
-        request.extensions_mut().insert(LoadPass::new());
-    }
+    let mark = LoadMark::new().paired(probe.clone());
+    let mark = if plan.pass_limiter { mark.past_limiter() } else { mark };
+    request.extensions_mut().insert(mark);
 }
 
 /// Runs stretches of load that begin and end with nothing in flight.

@@ -4,6 +4,8 @@
 //! meets all of them alike; what counts is the median over the rounds of the difference to an empty layer
 //! within the round. With `valgrind` installed, instructions are counted besides: those repeat to the digit.
 //! The table goes into `docs/performance.md`, between its markers.
+//!
+//! `-- NAME...` runs only the empty layer and the candidates whose names contain one of these, and prints.
 #![allow(missing_docs, reason = "a benchmark has no API")]
 
 use std::{
@@ -15,7 +17,7 @@ use axum::{Router, body::Body, routing::get};
 use http::{Request, Uri};
 use http_body::Body as _;
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
-use parallax_middleware::{Perf, Probe, ProbeSource};
+use parallax_middleware::{LoadMark, Perf, Probe, ProbeSource};
 use tokio::time::Instant;
 use tower::Service;
 
@@ -103,7 +105,7 @@ impl Client {
             request.uri_mut().clone_from(&self.uris[n % self.uris.len()]);
             if let Some(probe) = &mut self.probe {
                 probe.renew();
-                request.extensions_mut().insert(probe.clone());
+                request.extensions_mut().insert(LoadMark::new().paired(probe.clone()));
             }
             let Ok(response) = self.router.call(request).await;
             let mut body = std::pin::pin!(response.into_body());
@@ -147,12 +149,18 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Instructions per request, counted by callgrind; `None` without it.
-fn instructions(candidate: usize, routes: usize) -> Option<f64> {
+fn instructions(candidate: Candidate, routes: usize) -> Option<f64> {
     let count = |requests: usize| -> Option<f64> {
         let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])
+            .arg("--toggle-collect=overhead::counted*")
             .arg(env::current_exe().ok()?)
-            .args(["--count", &candidate.to_string(), &routes.to_string(), &requests.to_string()])
+            .args([
+                "--count",
+                &(candidate as usize).to_string(),
+                &routes.to_string(),
+                &requests.to_string(),
+            ])
             .output()
             .ok()?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -168,7 +176,13 @@ fn count(arguments: &[String]) {
     let (candidate, routes) = (Candidate::ALL[number(0)], number(1));
     prepare(candidate);
     let mut client = Client::new(candidate, candidate.router(routes), routes);
-    runtime().block_on(client.send(number(2)));
+    counted(&mut client, number(2));
+}
+
+/// The part that callgrind counts: what comes before is not the same each time.
+#[inline(never)]
+fn counted(client: &mut Client, requests: usize) {
+    runtime().block_on(client.send(requests));
 }
 
 /// What a candidate records into: memory, exported hardly ever. One that is not asked for is not there, so
@@ -196,7 +210,15 @@ fn main() {
         return count(&arguments[at + 1..]);
     }
     Candidate::ALL.into_iter().for_each(prepare);
-    if arguments.iter().any(|argument| argument == "--test") {
+    let names: Vec<&String> = arguments.iter().filter(|name| !name.starts_with("--")).collect();
+    let asked = |candidate: &Candidate| {
+        names.is_empty()
+            || *candidate == Candidate::Empty
+            || names.iter().any(|name| candidate.name().contains(*name))
+    };
+    let candidates: Vec<Candidate> = Candidate::ALL.into_iter().filter(asked).collect();
+    let empty = candidates.iter().position(|c| *c == Candidate::Empty).expect("it is always asked");
+    if !arguments.iter().any(|argument| argument == "--bench") {
         // `cargo test --benches`: only that every candidate answers.
         for candidate in Candidate::ALL {
             time(candidate, &candidate.router(2), 2, 2);
@@ -209,44 +231,38 @@ fn main() {
          |---|---:|---:|---:|---:|---:|\n",
     );
     for routes in [1, 50] {
-        let routers: Vec<Router> = Candidate::ALL.iter().map(|c| c.router(routes)).collect();
-        let mut times = vec![[Vec::new(), Vec::new()]; Candidate::ALL.len()];
+        let routers: Vec<Router> = candidates.iter().map(|c| c.router(routes)).collect();
+        let mut times = vec![[Vec::new(), Vec::new()]; candidates.len()];
         for round in 0..ROUNDS {
             eprintln!("{routes} routes, round {} of {ROUNDS}", round + 1);
-            for step in 0..Candidate::ALL.len() {
+            for step in 0..candidates.len() {
                 // Another one is first in each round.
-                let n = (step + round) % Candidate::ALL.len();
+                let n = (step + round) % candidates.len();
                 for threads in [1, 2] {
-                    times[n][threads - 1].push(time(
-                        Candidate::ALL[n],
-                        &routers[n],
-                        routes,
-                        threads,
-                    ));
+                    let time = time(candidates[n], &routers[n], routes, threads);
+                    times[n][threads - 1].push(time);
                 }
             }
         }
         let counts: Vec<Option<f64>> =
-            (0..Candidate::ALL.len()).map(|candidate| instructions(candidate, routes)).collect();
-        for (n, candidate) in Candidate::ALL.into_iter().enumerate() {
+            candidates.iter().map(|candidate| instructions(*candidate, routes)).collect();
+        for (n, candidate) in candidates.iter().enumerate() {
             // The bare router and the empty layer as they are, the others over the empty layer.
+            let absolute = matches!(candidate, Candidate::Bare | Candidate::Empty);
             let over = |threads: usize| {
                 let mine = times[n][threads].iter();
-                match candidate {
-                    Candidate::Bare | Candidate::Empty => {
-                        format!("{:.0}", median(mine.copied().collect()))
-                    }
-                    _ => {
-                        let empty = &times[1][threads];
-                        format!("+{:.0}", median(mine.zip(empty).map(|(a, b)| a - b).collect()))
-                    }
+                if absolute {
+                    format!("{:.0}", median(mine.copied().collect()))
+                } else {
+                    let over = mine.zip(&times[empty][threads]).map(|(a, b)| a - b);
+                    format!("+{:.0}", median(over.collect()))
                 }
             };
             let scaling = times[n][0].iter().zip(&times[n][1]).map(|(one, two)| 2.0 * one / two);
-            let instructions = match (candidate, counts[n], counts[1]) {
-                (_, None, _) | (_, _, None) => "–".to_owned(),
-                (Candidate::Bare | Candidate::Empty, Some(count), _) => format!("{count:.0}"),
-                (_, Some(count), Some(empty)) => format!("+{:.0}", count - empty),
+            let instructions = match (counts[n], counts[empty]) {
+                (Some(count), _) if absolute => format!("{count:.0}"),
+                (Some(count), Some(empty)) => format!("+{:.0}", count - empty),
+                _ => "–".to_owned(),
             };
             let _ = writeln!(
                 table,
@@ -259,7 +275,9 @@ fn main() {
         }
     }
     print!("{table}");
-    write_table(&table);
+    if names.is_empty() {
+        write_table(&table);
+    }
 }
 
 /// Puts the table between the markers of the page.

@@ -1,111 +1,116 @@
 //! The response body that reports its own end.
 
 use std::{
-    fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use bytes::Buf;
-use http_body::{Body, Frame, SizeHint};
-use pin_project_lite::pin_project;
+use axum::{
+    Error,
+    body::{Body, HttpBody},
+};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
 
 use crate::{outcome::Outcome, recorder::Recording};
 
-pin_project! {
-    /// The body of a response that passed the layer. Yields what the inner body yields, and ends the
-    /// request's record when the body ends, breaks off, or is dropped.
-    pub struct PerfBody<B> {
-        #[pin]
-        inner: B,
-        // Gone once the request is recorded.
-        recording: Option<Recording>,
-        // How the request ends if the body goes out whole.
-        outcome: Outcome,
-        // Bytes still to come, where the body or the head says so.
-        remaining: Option<u64>,
-    }
+/// What a body has to say at the moment when the head leaves.
+pub(crate) enum Peeked {
+    /// All of it.
+    Whole(Bytes),
+    /// Its first frame, or that there is none; more may follow.
+    Begun(Option<Result<Frame<Bytes>, Error>>),
+    /// Nothing yet.
+    Pending,
+}
 
-    impl<B> PinnedDrop for PerfBody<B> {
-        fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
-            // Any panic of the inner body has unwound through `guard` and is recorded.
-            if let Some(recording) = this.recording.take() {
-                recording.finish(Outcome::Cancelled);
-            }
-        }
+/// Asks a body that knows its length for its first frame: where that is all, as with a string or with JSON,
+/// the response is over with its head.
+pub(crate) fn peek(
+    body: &mut Body,
+    length: u64,
+    recording: &mut Recording,
+    cx: &mut Context<'_>,
+) -> Peeked {
+    match recording.guard(|| Pin::new(&mut *body).poll_frame(cx)) {
+        Poll::Pending => Peeked::Pending,
+        Poll::Ready(Some(Ok(frame))) if body.is_end_stream() => match frame.into_data() {
+            Ok(data) if data.len() as u64 == length => Peeked::Whole(data),
+            Ok(data) => Peeked::Begun(Some(Ok(Frame::data(data)))),
+            Err(frame) => Peeked::Begun(Some(Ok(frame))),
+        },
+        Poll::Ready(frame) => Peeked::Begun(frame),
     }
 }
 
-impl<B: Body> PerfBody<B> {
-    /// Wraps the body of a response whose record is still open; `remaining` bytes follow, if that is known.
-    pub(crate) fn open(
-        inner: B,
-        recording: Recording,
-        outcome: Outcome,
-        remaining: Option<u64>,
-    ) -> Self {
-        Self { inner, recording: Some(recording), outcome, remaining }
-    }
+/// The body of a response whose record is still open. Yields what the inner body yields, and ends the record
+/// when it ends, breaks off, or is dropped.
+pub(crate) struct PerfBody {
+    pub(crate) inner: Body,
+    /// What the inner body has said already.
+    pub(crate) peeked: Option<Option<Result<Frame<Bytes>, Error>>>,
+    /// Counts as cancelled if it is dropped open. Any panic of the inner body has unwound through `guard`
+    /// and is recorded.
+    pub(crate) recording: Recording,
+    /// How the request ends if the body goes out whole.
+    pub(crate) outcome: Outcome,
+    /// Bytes still to come, where the body or the head says so.
+    pub(crate) remaining: Option<u64>,
+}
 
-    /// Wraps the body of a response that is already recorded.
-    pub(crate) fn closed(inner: B) -> Self {
-        Self { inner, recording: None, outcome: Outcome::Ok, remaining: None }
+impl From<PerfBody> for Body {
+    /// The one allocation that a request costs. As a body of the very type that axum uses inside, so that
+    /// axum does not box it again.
+    fn from(body: PerfBody) -> Self {
+        Self::new(UnsyncBoxBody::new(body))
     }
 }
 
-impl<B: Body> Body for PerfBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl HttpBody for PerfBody {
+    type Data = Bytes;
+    type Error = Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let mut this = self.project();
-        let Some(mut recording) = this.recording.take() else {
-            return this.inner.poll_frame(cx);
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        let inner = Pin::new(&mut this.inner);
+        if !this.recording.is_open() {
+            return inner.poll_frame(cx);
+        }
+        let frame = match this.peeked.take() {
+            Some(frame) => frame,
+            None => ready!(this.recording.guard(|| inner.poll_frame(cx))),
         };
-        let polled = recording.guard(|| this.inner.as_mut().poll_frame(cx));
-        let frame = match polled {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                *this.recording = Some(recording);
-                return Poll::Pending;
-            }
-        };
-        let outcome = match &frame {
-            None => Some(*this.outcome),
-            Some(Err(_)) => Some(Outcome::ServerError),
+        match &frame {
+            None => this.recording.end(this.outcome),
+            Some(Err(_)) => this.recording.end(Outcome::ServerError),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    let bytes = data.remaining() as u64;
-                    recording.add_bytes(bytes);
-                    *this.remaining = this.remaining.map(|rest| rest.saturating_sub(bytes));
+                    let bytes = data.len() as u64;
+                    this.recording.add_bytes(bytes);
+                    this.remaining = this.remaining.map(|rest| rest.saturating_sub(bytes));
                 }
                 // A server that knows the length drops the body here, without asking for its end.
-                let complete = *this.remaining == Some(0) || this.inner.is_end_stream();
-                complete.then_some(*this.outcome)
+                if this.remaining == Some(0) || this.inner.is_end_stream() {
+                    this.recording.end(this.outcome);
+                }
             }
-        };
-        match outcome {
-            Some(outcome) => recording.finish(outcome),
-            None => *this.recording = Some(recording),
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.peeked.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-impl<B> fmt::Debug for PerfBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PerfBody").field("open", &self.recording.is_some()).finish_non_exhaustive()
+        match &self.peeked {
+            None => self.inner.size_hint(),
+            // Nobody peeks at a body that does not know its length.
+            Some(_) => self.remaining.map_or_else(SizeHint::new, SizeHint::with_exact),
+        }
     }
 }

@@ -20,22 +20,11 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::recorder::{Admission, LocalRecorder, Recorder};
-
-/// Lets a request by the limiter: an extension that a load generator in the same process inserts.
-///
-/// It is a type, not a header, so nothing that arrives over a connection can carry it.
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct LoadPass;
-
-impl LoadPass {
-    /// A pass for one request.
-    #[must_use]
-    pub fn new() -> Self {
-        Self
-    }
-}
+use crate::{
+    counters::Admission,
+    probe::LoadMark,
+    recorder::{LocalRecorder, Recorder},
+};
 
 /// In the extensions of a response: the request did pass by the limiter.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +36,7 @@ pub(crate) struct Bypassed;
 pub struct BypassPolicy {}
 
 impl BypassPolicy {
-    /// Nobody but a load generator in this very process, by its [`LoadPass`]. The default.
+    /// Nobody but a load generator in this very process, by its [`LoadMark`]. The default.
     #[must_use]
     pub fn in_process() -> Self {
         Self::default()
@@ -90,7 +79,7 @@ where
         BypassService {
             limited: self.limiter.layer(inner.clone()),
             open: inner,
-            recorder: self.recorder.local(),
+            recorder: LocalRecorder::clone(&self.recorder),
         }
     }
 }
@@ -123,7 +112,7 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         let recorder = self.recorder.clone();
         // Used up here: inside, nobody can pass it on.
-        if request.extensions_mut().remove::<LoadPass>().is_some() {
+        if request.extensions_mut().get_mut().is_some_and(LoadMark::take_pass) {
             // Counted before anything can cut the request short.
             recorder.admission(Admission::Bypassed);
             let call = Call::Ready { service: self.open.clone(), request: Some(request) };

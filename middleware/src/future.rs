@@ -7,11 +7,24 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, Response, StatusCode, header::CONTENT_LENGTH};
-use http_body::Body;
+use axum::{
+    BoxError,
+    body::{Body, HttpBody},
+};
+use bytes::Bytes;
+use http::{
+    HeaderMap, Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    response::Parts,
+};
 use pin_project_lite::pin_project;
 
-use crate::{body::PerfBody, bypass::Bypassed, outcome::Outcome, recorder::Recording};
+use crate::{
+    body::{Peeked, PerfBody, peek},
+    bypass::Bypassed,
+    outcome::Outcome,
+    recorder::Recording,
+};
 
 pin_project! {
     /// The future of a request that passed the layer. Dropped early, it counts as cancelled.
@@ -20,28 +33,48 @@ pin_project! {
         inner: F,
         // Handed to the body with the response head; dropped with the future before that.
         recording: Option<Recording>,
-        // The answer to HEAD has no body, whatever the service hands out.
-        head_only: bool,
+        asked: Asked,
+    }
+}
+
+/// What the request's method means for the body of its response.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Asked {
+    /// None is sent, whatever the service hands out.
+    Head,
+    /// None is sent if the answer is yes.
+    Connect,
+    Other,
+}
+
+impl From<&Method> for Asked {
+    fn from(method: &Method) -> Self {
+        match *method {
+            Method::HEAD => Self::Head,
+            Method::CONNECT => Self::Connect,
+            _ => Self::Other,
+        }
     }
 }
 
 impl<F> PerfFuture<F> {
-    pub(crate) fn new(inner: F, recording: Recording, head_only: bool) -> Self {
-        Self { inner, recording: Some(recording), head_only }
+    pub(crate) fn new(inner: F, recording: Recording, asked: Asked) -> Self {
+        Self { inner, recording: Some(recording), asked }
     }
 
     /// The future of a request that is recorded further out.
     pub(crate) fn counted(inner: F) -> Self {
-        Self { inner, recording: None, head_only: false }
+        Self { inner, recording: None, asked: Asked::Other }
     }
 }
 
 impl<F, B, E> Future for PerfFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: Body,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
 {
-    type Output = Result<Response<PerfBody<B>>, E>;
+    type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -52,10 +85,16 @@ where
         let Poll::Ready(result) = polled else { return Poll::Pending };
         let recording = this.recording.take();
         Poll::Ready(match result {
-            Ok(response) => Ok(wrap(response, recording, *this.head_only)),
+            Ok(response) => {
+                let response = response.map(Body::new);
+                Ok(match recording {
+                    Some(recording) => wrap(response, recording, *this.asked, cx),
+                    None => response,
+                })
+            }
             Err(error) => {
-                if let Some(recording) = recording {
-                    recording.finish(Outcome::ServerError);
+                if let Some(mut recording) = recording {
+                    recording.end(Outcome::ServerError);
                 }
                 Err(error)
             }
@@ -63,36 +102,73 @@ where
     }
 }
 
-fn wrap<B: Body>(
-    response: Response<B>,
-    recording: Option<Recording>,
-    head_only: bool,
-) -> Response<PerfBody<B>> {
-    let (parts, body) = response.into_parts();
-    let body = match recording {
-        Some(mut recording) => {
-            recording.set_bypassed(parts.extensions.get::<Bypassed>().is_some());
-            let length = body.size_hint().exact().or_else(|| content_length(&parts.headers));
-            // A server sends no body in these cases, and drops what there is of one unpolled.
-            let bodiless = parts.status.is_informational()
-                || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-            if head_only || bodiless || length == Some(0) || body.is_end_stream() {
-                recording.finish_at_head(parts.status);
-                PerfBody::closed(body)
-            } else {
-                recording.head();
-                PerfBody::open(body, recording, Outcome::of_status(parts.status), length)
-            }
+fn wrap(
+    response: Response<Body>,
+    mut recording: Recording,
+    asked: Asked,
+    cx: &mut Context<'_>,
+) -> Response<Body> {
+    let status = response.status();
+    recording.set_bypassed(response.extensions().get::<Bypassed>().is_some());
+    let exact = response.body().size_hint().exact();
+    let length = exact.or_else(|| content_length(response.headers()));
+    if length == Some(0) || is_whole(&response, exact, asked) {
+        recording.end_at_head(status);
+        return response;
+    }
+    let (parts, mut inner) = response.into_parts();
+    let peeked = match exact.map(|length| peek(&mut inner, length, &mut recording, cx)) {
+        Some(Peeked::Whole(data)) => {
+            recording.add_bytes(data.len() as u64);
+            recording.end_at_head(status);
+            return Response::from_parts(parts, Body::from(data));
         }
-        None => PerfBody::closed(body),
+        Some(Peeked::Begun(frame)) => Some(frame),
+        Some(Peeked::Pending) | None => None,
     };
-    Response::from_parts(parts, body)
+    if length.is_none() && is_event_stream(&parts) {
+        recording.stream_head();
+    } else {
+        recording.head();
+    }
+    let outcome = Outcome::of_status(status);
+    let body = PerfBody { inner, peeked, recording, outcome, remaining: length };
+    Response::from_parts(parts, body.into())
+}
+
+/// Is the response over with its head? A server sends no body in these cases, and drops what there is of
+/// one unpolled.
+#[inline]
+fn is_whole(response: &Response<Body>, exact: Option<u64>, asked: Asked) -> bool {
+    let status = response.status();
+    match asked {
+        Asked::Head => true,
+        // The connection is the client's now.
+        Asked::Connect if status.is_success() => true,
+        Asked::Connect | Asked::Other => {
+            status.is_informational()
+                || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+                || (exact.is_none() && response.body().is_end_stream())
+        }
+    }
 }
 
 /// The length that the head promises. A server that writes HTTP/1.1 stops there, and drops the body of a
 /// file or of a proxied response without asking for its end.
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Server-sent events, which last as long as both sides wish: no latency.
+fn is_event_stream(response: &Parts) -> bool {
+    const EVENT_STREAM: &[u8] = b"text/event-stream";
+    Outcome::of_status(response.status) == Outcome::Ok
+        && response.headers.get(CONTENT_TYPE).is_some_and(|value| {
+            let value = value.as_bytes();
+            let (name, rest) = value.split_at(value.len().min(EVENT_STREAM.len()));
+            name.eq_ignore_ascii_case(EVENT_STREAM)
+                && matches!(rest, [] | [b';' | b' ' | b'\t', ..])
+        })
 }
 
 impl<F> fmt::Debug for PerfFuture<F> {

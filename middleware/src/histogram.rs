@@ -1,65 +1,101 @@
 //! Latency histograms: a concurrent one that the record path writes, a plain one to read.
 //!
 //! Both share one bucket layout, the log-linear one of `HdrHistogram` (Gil Tene): from 1 µs up, every
-//! power of two is cut into 64 equal buckets, so a bucket is at most 1/64 of its values wide and its
-//! midpoint is within 0.8 % of each of them: two significant digits. Below 1 µs buckets are 64 ns
-//! wide; past 1 h values are clamped into the last bucket and counted as clamped.
+//! power of two is cut into equally wide buckets, as many as the [`Precision`] says. Below 1 µs buckets
+//! are 64 ns wide; past 1 h values are clamped into the last bucket and counted as clamped.
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    ops::RangeInclusive,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Relaxed, Release},
+    },
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-/// log2 of the buckets in one power of two.
-const SUB_BITS: u32 = 6;
 /// log2 of the value, in nanoseconds, at which the logarithmic buckets begin: 1,024 ns.
 const LINEAR_BITS: u32 = 10;
-/// Buckets of 64 ns below that value.
-const LINEAR_BUCKETS: usize = 1 << (LINEAR_BITS - SUB_BITS);
+/// log2 of the width of the buckets below that value.
+const LINEAR_WIDTH_BITS: u32 = 6;
+/// Buckets below that value.
+const LINEAR_BUCKETS: usize = 1 << (LINEAR_BITS - LINEAR_WIDTH_BITS);
 /// The largest value that keeps its place: one hour in nanoseconds.
 const MAX_NS: u64 = 3_600_000_000_000;
-/// 16 KiB of counters.
-const BUCKETS: usize = index_of(MAX_NS) + 1;
-// A shard holds four histograms, and promises 64 KiB.
-const _: () = assert!(4 * (BUCKETS + 4) * size_of::<u64>() <= 64 * 1024 - 80);
 
-/// The bucket of a value of at most `MAX_NS`.
-const fn index_of(ns: u64) -> usize {
-    if ns < 1 << LINEAR_BITS {
-        (ns >> SUB_BITS) as usize
-    } else {
-        let exponent = u64::BITS - 1 - ns.leading_zeros();
-        let sub = (ns >> (exponent - SUB_BITS)) & ((1 << SUB_BITS) - 1);
-        LINEAR_BUCKETS + (((exponent - LINEAR_BITS) << SUB_BITS) as usize) + sub as usize
-    }
+/// How exactly a histogram keeps values between 1,024 ns and 1 h. Below, within 32 ns.
+///
+/// The layouts nest: each bucket of a finer one lies within one bucket of a coarser one.
+#[derive(
+    Clone, Copy, Debug, Default, Eq, PartialEq, Ord, PartialOrd, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// One significant digit: within 3.2 % of the value, 4 KiB a histogram.
+    OneDigit = 4,
+    /// Two significant digits: within 0.8 % of the value, 16 KiB a histogram.
+    #[default]
+    TwoDigits = 6,
+    /// Three significant digits: within 0.1 % of the value, 127 KiB a histogram.
+    ThreeDigits = 9,
 }
 
-/// Lowest value and width of a bucket, in nanoseconds.
-const fn bounds_of(index: usize) -> (u64, u64) {
-    if index < LINEAR_BUCKETS {
-        ((index as u64) << SUB_BITS, 1 << SUB_BITS)
-    } else {
-        let index = index - LINEAR_BUCKETS;
-        let shift = (index >> SUB_BITS) as u32 + LINEAR_BITS - SUB_BITS;
-        let sub = (index & ((1 << SUB_BITS) - 1)) as u64;
-        (((1 << SUB_BITS) + sub) << shift, 1 << shift)
+impl Precision {
+    /// log2 of the buckets in one power of two.
+    const fn sub_bits(self) -> u32 {
+        self as u32
+    }
+
+    /// Buckets of a histogram.
+    pub(crate) const fn buckets(self) -> usize {
+        self.index_of(MAX_NS) + 1
+    }
+
+    /// The bucket of a value of at most `MAX_NS`.
+    const fn index_of(self, ns: u64) -> usize {
+        if ns < 1 << LINEAR_BITS {
+            (ns >> LINEAR_WIDTH_BITS) as usize
+        } else {
+            let exponent = u64::BITS - 1 - ns.leading_zeros();
+            // The exponent above 10, and below it the leading bits of the value without the first one.
+            let octave = (exponent - LINEAR_BITS + 1) as usize;
+            let sub_bits = self.sub_bits();
+            (ns >> (exponent - sub_bits)) as usize + (octave << sub_bits) + LINEAR_BUCKETS
+                - (2 << sub_bits)
+        }
+    }
+
+    /// Lowest value and width of a bucket, in nanoseconds.
+    const fn bounds_of(self, index: usize) -> (u64, u64) {
+        if index < LINEAR_BUCKETS {
+            ((index as u64) << LINEAR_WIDTH_BITS, 1 << LINEAR_WIDTH_BITS)
+        } else {
+            let sub_bits = self.sub_bits();
+            let index = index - LINEAR_BUCKETS;
+            let shift = (index >> sub_bits) as u32 + LINEAR_BITS - sub_bits;
+            let sub = (index & ((1 << sub_bits) - 1)) as u64;
+            (((1 << sub_bits) + sub) << shift, 1 << shift)
+        }
     }
 }
 
 /// A duration in whole nanoseconds; past 584 years it stays there.
+#[inline]
 pub(crate) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
 }
 
 /// A distribution of durations, to read, merge and subtract.
 ///
-/// Values keep two significant digits from 1 µs to 1 h; the
-/// mean is exact to the nanosecond. About 16 KiB once something is recorded, nothing before.
-#[derive(Clone, Default, Eq, PartialEq)]
+/// Values keep as many significant digits as its [`Precision`] says, two unless asked otherwise; the
+/// mean is exact to the nanosecond. Takes memory once something is recorded, none before. Serialised, it
+/// is its non-empty buckets and the exact sums, in nanoseconds.
+#[derive(Clone, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct LatencyHistogram {
+    precision: Precision,
     /// Empty, or one counter a bucket.
     counts: Vec<u64>,
     count: u64,
@@ -71,10 +107,30 @@ pub struct LatencyHistogram {
 }
 
 impl LatencyHistogram {
-    /// An empty histogram.
+    /// An empty histogram of two significant digits.
     #[must_use]
     pub const fn new() -> Self {
-        Self { counts: Vec::new(), count: 0, sum_ns: 0, min_ns: 0, max_ns: 0, clamped: 0 }
+        Self::with_precision(Precision::TwoDigits)
+    }
+
+    /// An empty histogram.
+    #[must_use]
+    pub const fn with_precision(precision: Precision) -> Self {
+        Self {
+            precision,
+            counts: Vec::new(),
+            count: 0,
+            sum_ns: 0,
+            min_ns: 0,
+            max_ns: 0,
+            clamped: 0,
+        }
+    }
+
+    /// How exactly it keeps its values.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Records one value.
@@ -85,10 +141,10 @@ impl LatencyHistogram {
     /// Records one value, in nanoseconds.
     pub fn record_nanos(&mut self, ns: u64) {
         if self.counts.is_empty() {
-            self.counts = vec![0; BUCKETS];
+            self.counts = vec![0; self.precision.buckets()];
         }
         let kept = ns.min(MAX_NS);
-        self.counts[index_of(kept)] += 1;
+        self.counts[self.precision.index_of(kept)] += 1;
         self.clamped += u64::from(ns > MAX_NS);
         self.min_ns = if self.count == 0 { kept } else { self.min_ns.min(kept) };
         self.max_ns = self.max_ns.max(kept);
@@ -96,7 +152,8 @@ impl LatencyHistogram {
         self.sum_ns = self.sum_ns.saturating_add(kept);
     }
 
-    /// Adds everything that `other` holds.
+    /// Adds everything that `other` holds. Of two precisions the lower one is kept; its buckets hold the
+    /// finer ones whole, so no value moves to a wrong one.
     pub fn merge(&mut self, other: &Self) {
         if other.count == 0 {
             return;
@@ -105,14 +162,32 @@ impl LatencyHistogram {
             self.clone_from(other);
             return;
         }
-        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
-            *mine += theirs;
+        if other.precision < self.precision {
+            *self = self.at(other.precision);
+        }
+        if self.precision == other.precision {
+            for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+                *mine += theirs;
+            }
+        } else {
+            for (low, _, n) in other.buckets() {
+                self.counts[self.precision.index_of(low)] += n;
+            }
         }
         self.min_ns = self.min_ns.min(other.min_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
         self.count += other.count;
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.clamped += other.clamped;
+    }
+
+    /// The same values in the buckets of a lower precision.
+    fn at(&self, precision: Precision) -> Self {
+        let mut counts = vec![0; precision.buckets()];
+        for (low, _, n) in self.buckets() {
+            counts[precision.index_of(low)] += n;
+        }
+        Self { precision, counts, ..*self }
     }
 
     /// What was recorded since `earlier`, a former reading of the same histogram.
@@ -124,6 +199,10 @@ impl LatencyHistogram {
         if earlier.count == 0 {
             return self.clone();
         }
+        let precision = self.precision.min(earlier.precision);
+        if self.precision != earlier.precision {
+            return self.at(precision).since(&earlier.at(precision));
+        }
         let counts: Vec<u64> = self
             .counts
             .iter()
@@ -132,15 +211,16 @@ impl LatencyHistogram {
             .collect();
         let count = counts.iter().sum();
         if count == 0 {
-            return Self::new();
+            return Self::with_precision(precision);
         }
         let low = counts.iter().position(|n| *n > 0).unwrap_or(0);
         let high = counts.iter().rposition(|n| *n > 0).unwrap_or(0);
-        let (high_low, high_width) = bounds_of(high);
+        let (high_low, high_width) = precision.bounds_of(high);
         Self {
+            precision,
             count,
             sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns),
-            min_ns: bounds_of(low).0.max(self.min_ns),
+            min_ns: precision.bounds_of(low).0.max(self.min_ns),
             max_ns: (high_low + high_width - 1).min(self.max_ns),
             clamped: self.clamped.saturating_sub(earlier.clamped),
             counts,
@@ -178,7 +258,7 @@ impl LatencyHistogram {
     }
 
     /// The value at quantile `q` in `[0, 1]`: the smallest recorded value that at least `q` of all
-    /// values do not exceed, within 0.8 %. `None` if nothing was recorded.
+    /// values do not exceed, as exactly as the precision says. `None` if nothing was recorded.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<Duration> {
         if self.count == 0 {
@@ -191,7 +271,7 @@ impl LatencyHistogram {
         for (index, n) in self.counts.iter().enumerate() {
             seen += n;
             if seen >= rank {
-                let (low, width) = bounds_of(index);
+                let (low, width) = self.precision.bounds_of(index);
                 let middle = low + width / 2;
                 return Some(Duration::from_nanos(middle.clamp(self.min_ns, self.max_ns)));
             }
@@ -212,9 +292,9 @@ impl LatencyHistogram {
         if limit < self.min_ns {
             return self.count;
         }
-        let index = index_of(limit.min(MAX_NS));
+        let index = self.precision.index_of(limit.min(MAX_NS));
         let above: u64 = self.counts[index + 1..].iter().sum();
-        let (low, width) = bounds_of(index);
+        let (low, width) = self.precision.bounds_of(index);
         // No value of the bucket lies past the recorded extremes.
         let (first, last) = (low.max(self.min_ns), (low + width - 1).min(self.max_ns));
         let share = (last.saturating_sub(limit)) as f64 / (last - first + 1) as f64;
@@ -224,9 +304,19 @@ impl LatencyHistogram {
     /// The non-empty buckets: lowest value, width (both nanoseconds) and count, rising.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
         self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(index, n)| {
-            let (low, width) = bounds_of(index);
+            let (low, width) = self.precision.bounds_of(index);
             (low, width, *n)
         })
+    }
+
+    /// The outermost buckets that are not empty.
+    fn bounds(&self) -> (RangeInclusive<u64>, RangeInclusive<u64>) {
+        let range = |index: Option<usize>| {
+            let (low, width) = self.precision.bounds_of(index.unwrap_or(0));
+            low..=(low + width - 1).min(MAX_NS)
+        };
+        let filled = |n: &u64| *n > 0;
+        (range(self.counts.iter().position(filled)), range(self.counts.iter().rposition(filled)))
     }
 
     /// Count, mean, extremes and the usual percentiles.
@@ -247,6 +337,59 @@ impl LatencyHistogram {
             p999_us: supported(0.999),
             max_us: known(self.max()),
         }
+    }
+}
+
+/// A histogram as it is serialised.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    precision: Precision,
+    sum_ns: u64,
+    min_ns: u64,
+    max_ns: u64,
+    clamped: u64,
+    /// Lowest value in nanoseconds and count, of each bucket that is not empty.
+    buckets: Vec<(u64, u64)>,
+}
+
+impl From<LatencyHistogram> for Stored {
+    fn from(histogram: LatencyHistogram) -> Self {
+        Self {
+            precision: histogram.precision,
+            sum_ns: histogram.sum_ns,
+            min_ns: histogram.min_ns,
+            max_ns: histogram.max_ns,
+            clamped: histogram.clamped,
+            buckets: histogram.buckets().map(|(low, _, n)| (low, n)).collect(),
+        }
+    }
+}
+
+impl TryFrom<Stored> for LatencyHistogram {
+    type Error = String;
+
+    fn try_from(stored: Stored) -> Result<Self, String> {
+        let Stored { precision, sum_ns, min_ns, max_ns, clamped, buckets } = stored;
+        let mut histogram = Self { sum_ns, clamped, ..Self::with_precision(precision) };
+        if buckets.is_empty() {
+            return Ok(Self::with_precision(precision));
+        }
+        histogram.counts = vec![0; precision.buckets()];
+        for (low, n) in buckets {
+            if low > MAX_NS {
+                return Err(format!("a bucket begins at {low} ns: past one hour there is none"));
+            }
+            let bucket = &mut histogram.counts[precision.index_of(low)];
+            *bucket = bucket.checked_add(n).ok_or("a count is past 64 bits")?;
+            histogram.count =
+                histogram.count.checked_add(n).ok_or("the counts add up to more than 64 bits")?;
+        }
+        let (low, high) = histogram.bounds();
+        (histogram.min_ns, histogram.max_ns) = (min_ns, max_ns);
+        if histogram.count == 0 || !low.contains(&min_ns) || !high.contains(&max_ns) {
+            return Err(format!("no bucket holds the extremes, {min_ns} ns and {max_ns} ns"));
+        }
+        Ok(histogram)
     }
 }
 
@@ -303,7 +446,9 @@ pub struct LatencySummary {
 /// Writes are relaxed: a reader may see a value's bucket before its sum. The count is not stored but
 /// is the sum of the buckets, so that the two can never disagree.
 pub(crate) struct HistogramCells {
-    buckets: Box<[AtomicU64; BUCKETS]>,
+    precision: Precision,
+    /// One a bucket.
+    buckets: Box<[AtomicU64]>,
     sum_ns: AtomicU64,
     /// Nanoseconds, inverted, so that zero means "nothing yet" for both extremes.
     inverted_min_ns: AtomicU64,
@@ -312,9 +457,10 @@ pub(crate) struct HistogramCells {
 }
 
 impl HistogramCells {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(precision: Precision) -> Self {
         Self {
-            buckets: Box::new([const { AtomicU64::new(0) }; BUCKETS]),
+            precision,
+            buckets: (0..precision.buckets()).map(|_| AtomicU64::new(0)).collect(),
             sum_ns: AtomicU64::new(0),
             inverted_min_ns: AtomicU64::new(0),
             max_ns: AtomicU64::new(0),
@@ -323,11 +469,12 @@ impl HistogramCells {
     }
 
     /// Records `ns` nanoseconds; `writer` says whether this thread is the only one that writes here.
+    #[inline]
     pub(crate) fn record(&self, writer: Writer, ns: u64) {
         let kept = ns.min(MAX_NS);
-        // `index_of` of a clamped value is always inside; `get` rather than an index, because a bug
+        // The index of a clamped value is always inside; `get` rather than an index, because a bug
         // here must never cost a response.
-        if let Some(bucket) = self.buckets.get(index_of(kept)) {
+        if let Some(bucket) = self.buckets.get(self.precision.index_of(kept)) {
             writer.add(bucket, 1);
         }
         writer.add(&self.sum_ns, kept);
@@ -340,30 +487,20 @@ impl HistogramCells {
 
     /// Adds what was recorded so far to `into`.
     pub(crate) fn read_into(&self, into: &mut LatencyHistogram) {
-        let mut counts = vec![0; BUCKETS];
-        let mut count = 0;
-        for (to, from) in counts.iter_mut().zip(self.buckets.iter()) {
-            *to = from.load(Relaxed);
-            count += *to;
-        }
-        if count == 0 {
+        let mut read = LatencyHistogram::with_precision(self.precision);
+        read.counts = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
+        read.count = read.counts.iter().sum();
+        if read.count == 0 {
             return;
         }
         // A value may be in its bucket and not yet in the extremes: the bucket bounds them.
-        let low = counts.iter().position(|n| *n > 0).unwrap_or(0);
-        let high = counts.iter().rposition(|n| *n > 0).unwrap_or(0);
-        let (low_bound, low_width) = bounds_of(low);
-        let (high_bound, high_width) = bounds_of(high);
+        let (low, high) = read.bounds();
         let min_ns = u64::MAX - self.inverted_min_ns.load(Relaxed);
-        let max_ns = self.max_ns.load(Relaxed);
-        into.merge(&LatencyHistogram {
-            count,
-            counts,
-            sum_ns: self.sum_ns.load(Relaxed),
-            min_ns: min_ns.clamp(low_bound, low_bound + low_width - 1),
-            max_ns: max_ns.clamp(high_bound, high_bound + high_width - 1).min(MAX_NS),
-            clamped: self.clamped.load(Relaxed),
-        });
+        read.min_ns = min_ns.clamp(*low.start(), *low.end());
+        read.max_ns = self.max_ns.load(Relaxed).clamp(*high.start(), *high.end());
+        read.sum_ns = self.sum_ns.load(Relaxed);
+        read.clamped = self.clamped.load(Relaxed);
+        into.merge(&read);
     }
 }
 
@@ -378,6 +515,7 @@ pub(crate) enum Writer {
 }
 
 impl Writer {
+    #[inline]
     pub(crate) fn add(self, cell: &AtomicU64, n: u64) {
         match self {
             Self::Only => cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed),
@@ -387,15 +525,30 @@ impl Writer {
         }
     }
 
-    fn raise(self, cell: &AtomicU64, to: u64) {
+    /// One more, and who sees it sees everything that this thread wrote before.
+    #[inline]
+    pub(crate) fn publish(self, cell: &AtomicU64) {
+        match self {
+            Self::Only => cell.store(cell.load(Relaxed).wrapping_add(1), Release),
+            Self::Shared => {
+                cell.fetch_add(1, Release);
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn raise(self, cell: &AtomicU64, to: u64) {
         match self {
             Self::Only => {
                 if to > cell.load(Relaxed) {
                     cell.store(to, Relaxed);
                 }
             }
+            // Seldom the largest so far: look before taking the line for oneself.
             Self::Shared => {
-                cell.fetch_max(to, Relaxed);
+                if to > cell.load(Relaxed) {
+                    cell.fetch_max(to, Relaxed);
+                }
             }
         }
     }
@@ -407,6 +560,25 @@ mod tests {
 
     use super::*;
 
+    /// With the largest error of a value that its bucket's middle stands for.
+    const PRECISIONS: [(Precision, f64); 3] = [
+        (Precision::OneDigit, 0.032),
+        (Precision::TwoDigits, 0.008),
+        (Precision::ThreeDigits, 0.001),
+    ];
+
+    fn precisions() -> impl Strategy<Value = Precision> {
+        prop::sample::select(PRECISIONS.map(|(precision, _)| precision).to_vec())
+    }
+
+    fn with_precision(precision: Precision, values_ns: &[u64]) -> LatencyHistogram {
+        let mut histogram = LatencyHistogram::with_precision(precision);
+        for ns in values_ns {
+            histogram.record_nanos(*ns);
+        }
+        histogram
+    }
+
     fn histogram(values_ns: &[u64]) -> LatencyHistogram {
         let mut histogram = LatencyHistogram::new();
         for ns in values_ns {
@@ -417,19 +589,22 @@ mod tests {
 
     #[test]
     fn buckets_tile_the_range_without_gap_or_overlap() {
-        let mut next = 0;
-        for index in 0..BUCKETS {
-            let (low, width) = bounds_of(index);
-            assert_eq!(low, next, "bucket {index}");
-            assert_eq!(index_of(low), index);
-            assert_eq!(index_of(low + width - 1), index);
-            assert!(
-                low < 1024 || (width as f64) <= low as f64 / 64.0,
-                "bucket {index} is too wide"
-            );
-            next = low + width;
+        for (precision, error) in PRECISIONS {
+            let mut next = 0;
+            for index in 0..precision.buckets() {
+                let (low, width) = precision.bounds_of(index);
+                assert_eq!(low, next, "bucket {index} of {precision:?}");
+                assert_eq!(precision.index_of(low), index);
+                assert_eq!(precision.index_of(low + width - 1), index);
+                let worst = (width as f64 / 2.0) / low as f64;
+                assert!(
+                    low < 1024 || worst <= error,
+                    "bucket {index} of {precision:?} is too wide"
+                );
+                next = low + width;
+            }
+            assert!(next > MAX_NS);
         }
-        assert!(next > MAX_NS);
     }
 
     #[test]
@@ -452,6 +627,26 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_have_been_recorded_is_not_read() {
+        let read = |json: &str| serde_json::from_str::<LatencyHistogram>(json);
+        let stored = |min: u64, max: u64, buckets: &str| {
+            format!(
+                r#"{{"precision":"two_digits","sum_ns":9,"min_ns":{min},"max_ns":{max},"clamped":0,"buckets":{buckets}}}"#
+            )
+        };
+        assert_eq!(read(&stored(7, 8, "[[0,2]]")).expect("it is whole").count(), 2);
+        for (json, why) in [
+            (stored(7, 8, "[[3600000000001,1]]"), "past one hour"),
+            (stored(7, 64, "[[0,2]]"), "no bucket holds"),
+            (stored(0, 0, "[[0,0]]"), "no bucket holds"),
+            (stored(0, 0, "[[0,18446744073709551615],[1,1]]"), "past 64 bits"),
+        ] {
+            let error = read(&json).expect_err(&json).to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
     fn a_percentile_without_support_is_absent() {
         let summary = histogram(&(0..299).map(|n| n * 1000).collect::<Vec<_>>()).summary();
         assert!(summary.p95_us.is_some());
@@ -462,7 +657,7 @@ mod tests {
 
     #[test]
     fn a_difference_of_readings_holds_what_came_between() {
-        let cells = HistogramCells::new();
+        let cells = HistogramCells::new(Precision::default());
         cells.record(Writer::Only, 5_000);
         let mut before = LatencyHistogram::new();
         cells.read_into(&mut before);
@@ -493,15 +688,16 @@ mod tests {
         fn cells_and_plain_histogram_agree_to_the_last_bit(
             values in prop::collection::vec(0_u64..u64::MAX / 2, 0..200),
             shared in any::<bool>(),
+            precision in precisions(),
         ) {
-            let cells = HistogramCells::new();
+            let cells = HistogramCells::new(precision);
             let writer = if shared { Writer::Shared } else { Writer::Only };
             for ns in &values {
                 cells.record(writer, *ns);
             }
-            let mut read = LatencyHistogram::new();
+            let mut read = LatencyHistogram::with_precision(precision);
             cells.read_into(&mut read);
-            prop_assert_eq!(read, histogram(&values));
+            prop_assert_eq!(read, with_precision(precision, &values));
         }
 
         #[test]
@@ -525,12 +721,38 @@ mod tests {
         }
 
         #[test]
+        fn what_is_stored_is_read_back_whole(
+            values in prop::collection::vec(0_u64..5_000_000_000_000, 0..100),
+            precision in precisions(),
+        ) {
+            let histogram = with_precision(precision, &values);
+            let json = serde_json::to_string(&histogram).expect("it can be written");
+            prop_assert_eq!(serde_json::from_str::<LatencyHistogram>(&json).expect("it is ours"), histogram);
+        }
+
+        #[test]
+        fn of_two_precisions_the_lower_one_holds_every_value_where_it_belongs(
+            a in prop::collection::vec(0_u64..5_000_000_000_000, 1..100),
+            b in prop::collection::vec(0_u64..5_000_000_000_000, 1..100),
+            of_a in precisions(),
+            of_b in precisions(),
+        ) {
+            let mut merged = with_precision(of_a, &a);
+            merged.merge(&with_precision(of_b, &b));
+            let both: Vec<u64> = a.iter().chain(&b).copied().collect();
+            prop_assert_eq!(&merged, &with_precision(of_a.min(of_b), &both));
+            let undone = merged.since(&with_precision(of_a, &a));
+            prop_assert_eq!(undone.count(), b.len() as u64);
+        }
+
+        #[test]
         fn exceedances_are_exact_to_the_limits_own_bucket(
             values in prop::collection::vec(1_000_u64..1_000_000_000, 1..300),
             limit in 1_000_u64..1_000_000_000,
         ) {
             let found = histogram(&values).count_above(Duration::from_nanos(limit));
-            let (low, width) = bounds_of(index_of(limit));
+            let precision = Precision::default();
+            let (low, width) = precision.bounds_of(precision.index_of(limit));
             let least = values.iter().filter(|v| **v >= low + width).count() as u64;
             let most = values.iter().filter(|v| **v >= low).count() as u64;
             prop_assert!((least..=most).contains(&found), "{found} not in {least}..={most}");

@@ -29,10 +29,13 @@
 
 mod body;
 mod bypass;
+mod clock;
+mod counters;
 mod endpoint;
 mod future;
 mod histogram;
 mod layer;
+mod naming;
 mod outcome;
 mod perf;
 mod probe;
@@ -43,17 +46,18 @@ mod service;
 mod slot;
 mod snapshot;
 
-pub use body::PerfBody;
-pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService, LoadPass};
+pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService};
+pub use counters::{RouteCounts, StreamCounts};
 pub use future::PerfFuture;
-pub use histogram::{LatencyHistogram, LatencySummary, samples_needed};
+pub use histogram::{LatencyHistogram, LatencySummary, Precision, samples_needed};
 pub use layer::PerfLayer;
+pub use naming::{MatchedTemplate, NameRoute, RequestHead};
 pub use outcome::Outcome;
-pub use perf::Perf;
-pub use probe::{Probe, ProbeSource, ServerRecord};
+pub use perf::{Perf, PerfBuilder};
+pub use probe::{LoadMark, Probe, ProbeSource, ServerRecord};
 pub use process::ProcessUsage;
 pub use route::RouteKey;
 pub use service::PerfService;
 pub use snapshot::{
-    LimiterView, OutcomesView, PerfView, ProcessView, RouteView, RuntimeView, Snapshot,
+    LimiterView, OutcomesView, PerfView, ProcessView, RouteView, RuntimeView, Snapshot, StreamsView,
 };

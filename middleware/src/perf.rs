@@ -5,6 +5,7 @@ use axum::Router;
 use crate::{
     bypass::{Bypass, BypassPolicy},
     endpoint,
+    histogram::Precision,
     layer::PerfLayer,
     recorder::Recorder,
     route::RouteKey,
@@ -35,10 +36,22 @@ impl Default for Perf {
 }
 
 impl Perf {
-    /// A handle with nothing recorded yet.
+    /// A handle with nothing recorded yet, room for 512 routes, and two significant digits.
     #[must_use]
     pub fn new() -> Self {
-        Self::from_recorder(Recorder::new())
+        Self::builder().build()
+    }
+
+    /// A handle with other bounds than [`new`](Self::new) sets.
+    ///
+    /// ```
+    /// use parallax_middleware::{Perf, Precision};
+    ///
+    /// let perf = Perf::builder().route_cap(2_000).precision(Precision::ThreeDigits).build();
+    /// ```
+    #[must_use]
+    pub fn builder() -> PerfBuilder {
+        PerfBuilder { route_cap: 512, precision: Precision::default() }
     }
 
     pub(crate) fn from_recorder(recorder: Recorder) -> Self {
@@ -100,5 +113,33 @@ impl Perf {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::take(&self.recorder)
+    }
+}
+
+/// Bounds the memory of a [`Perf`] handle: a route costs two histograms for each worker thread that
+/// answers it, two more once requests fail or are limited on it. [`Precision`] says how large one is.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct PerfBuilder {
+    route_cap: usize,
+    precision: Precision,
+}
+
+impl PerfBuilder {
+    /// The most routes that have a row of their own, 1 to 65,536; what comes after shares one row,
+    /// `(other)`. Outside of that range, the nearest bound applies.
+    pub fn route_cap(self, routes: usize) -> Self {
+        Self { route_cap: routes.clamp(1, 65_536), ..self }
+    }
+
+    /// How exactly latencies are kept.
+    pub fn precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The handle.
+    #[must_use]
+    pub fn build(self) -> Perf {
+        Perf::from_recorder(Recorder::new(self.route_cap, self.precision))
     }
 }

@@ -1,9 +1,10 @@
 //! Pairing: how a client in the same process gets the server's record of its very request.
 //!
-//! The client puts a [`Probe`] into the request's extensions; the layer takes it out and fills it when
-//! the request ends. No header, no parsing, and nothing that a request from the network can carry.
+//! The client puts a [`LoadMark`] with a [`Probe`] into the request's extensions; the layer takes the probe
+//! out and fills it when the request ends. No header, no parsing, and nothing that a request from the network can carry.
 
 use std::{
+    mem,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -16,6 +17,60 @@ use crate::{
     recorder::{LocalRecorder, Recorder},
     route::RouteIndex,
 };
+
+/// Marks a request as load of this very process: an extension that a load generator inserts.
+///
+/// It is a type, not a header, so nothing that arrives over a connection can carry it.
+///
+/// ```
+/// use http::Request;
+/// use parallax_middleware::{LoadMark, ProbeSource};
+///
+/// let probes = ProbeSource::new();
+/// let probe = probes.probe();
+/// let mut request = Request::get("/items/7").body(()).unwrap();
+/// request.extensions_mut().insert(LoadMark::new().paired(probe.clone()).past_limiter());
+/// // Once a service under the layer has answered, `probe.record()` has the server's view.
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct LoadMark {
+    probe: Option<Probe>,
+    past_limiter: bool,
+}
+
+impl LoadMark {
+    /// A mark that changes nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Has the layer fill `probe` with its record of the request.
+    #[must_use]
+    pub fn paired(self, probe: Probe) -> Self {
+        Self { probe: Some(probe), ..self }
+    }
+
+    /// Lets the request by a limiter that has a way around it.
+    #[must_use]
+    pub fn past_limiter(self) -> Self {
+        Self { past_limiter: true, ..self }
+    }
+
+    /// May the request still pass by a limiter? The first one that it passes uses that up.
+    #[must_use]
+    pub fn passes_limiter(&self) -> bool {
+        self.past_limiter
+    }
+
+    pub(crate) fn take_probe(&mut self) -> Option<Probe> {
+        self.probe.take()
+    }
+
+    pub(crate) fn take_pass(&mut self) -> bool {
+        mem::take(&mut self.past_limiter)
+    }
+}
 
 /// Makes the probes of one client, and learns from the first that is filled whose layer answered.
 #[derive(Clone, Debug, Default)]
@@ -76,12 +131,10 @@ impl Probe {
     }
 
     pub(crate) fn fill(self, recorder: &LocalRecorder, record: ServerRecord) {
-        // One load once it is known; the handle is cloned for the first probe only.
-        let perf = self
-            .cell
-            .source
-            .answered_by
-            .get_or_init(|| Perf::from_recorder(Recorder::met(recorder)));
+        let answered_by = &self.cell.source.answered_by;
+        // One load once it is known; the handle is made for the first probe only.
+        let perf =
+            answered_by.get_or_init(|| Perf::from_recorder(Recorder::of(Arc::clone(recorder))));
         // A second layer's route indices mean nothing to the first's handle: the first one is believed.
         if perf.recorder().same_as(recorder) {
             // Taken out of the request on entry, so nobody else can have filled it.

@@ -1,31 +1,27 @@
 //! The write handle: where requests are counted.
 
 use std::{
-    fmt,
+    collections::BTreeMap,
+    fmt, mem,
     ops::Deref,
     sync::{
-        Arc, OnceLock, Weak,
-        atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-        },
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use http::{Method, StatusCode};
-use tokio::time::Instant;
 
 use crate::{
-    histogram::{HistogramCells, LatencyHistogram, Writer, nanos},
+    clock::Ticks,
+    counters::{Counters, Ended},
+    histogram::Precision,
     outcome::Outcome,
     probe::{Probe, ServerRecord},
-    route::{RouteIndex, RouteKey, RouteTable},
+    route::RouteIndex,
     slot::{SLOTS, Slot},
 };
-
-/// Routes with a row of their own; the rest share one.
-const ROUTE_CAP: usize = 512;
 
 /// Where requests are counted, as those hold it that last: the service's handle, the layer. Clones share the
 /// counters.
@@ -36,10 +32,11 @@ pub(crate) struct Recorder {
     _handles: Arc<[Arc<Handle>]>,
 }
 
-/// Where requests are counted, as each request holds it.
+/// Where requests are counted, as services and requests hold it.
 ///
-/// One reference count for all threads would be the one thing that they fight for, so each slot has a
-/// handle with a count of its own: a clone is of the handle of the thread that clones.
+/// A service is cloned for each request. One reference count for all threads would be the one thing that
+/// they fight for, so each slot has a handle with a count of its own: a clone is of the handle of the
+/// thread that clones.
 pub(crate) struct LocalRecorder {
     handle: Arc<Handle>,
 }
@@ -47,98 +44,48 @@ pub(crate) struct LocalRecorder {
 /// A slot's handle, on cache lines of its own together with its reference count.
 #[repr(align(128))]
 struct Handle {
-    shared: Arc<Shared>,
+    id: RecorderId,
+    counters: Arc<Counters>,
+    /// The handles of all slots. Weak, or they would keep each other alive.
+    siblings: Arc<OnceLock<Box<[Weak<Handle>]>>>,
 }
 
-struct Shared {
-    routes: RouteTable<RouteCells>,
-    limiter: LimiterCells,
-    started: Instant,
-    /// The handles of the slots. Weak, or they would keep each other alive.
-    handles: OnceLock<Box<[Weak<Handle>]>>,
-}
+/// Which counters, for the life of the process.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct RecorderId(u64);
 
-/// A route's counters, one shard a slot, each made when its slot first records on the route.
-struct RouteCells {
-    shards: Box<[OnceLock<Box<Shard>>]>,
-}
+/// All counters that somebody holds, for services that have lent their reference away.
+static HELD: Mutex<BTreeMap<RecorderId, Weak<Counters>>> = Mutex::new(BTreeMap::new());
 
-/// What one slot counts for one route: 64 KiB, nearly all of it histograms. On cache lines of its own: its
-/// neighbours belong to other threads.
-#[repr(align(128))]
-struct Shard {
-    entered: AtomicU64,
-    outcomes: [AtomicU64; Outcome::ALL.len()],
-    paired: AtomicU64,
-    bypassed: AtomicU64,
-    response_bytes: AtomicU64,
-    ok: HistogramCells,
-    first_byte: HistogramCells,
-    limited: HistogramCells,
-    failed: HistogramCells,
-}
-
-/// What a limiter did, over all routes.
-#[derive(Default)]
-struct LimiterCells {
-    admitted: AtomicU64,
-    limited: AtomicU64,
-    bypassed: AtomicU64,
-}
-
-/// What a limiter did with a request.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Admission {
-    Admitted,
-    Limited,
-    Bypassed,
-}
-
-/// The counters of one route, added up over its shards.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct RouteCounts {
-    pub(crate) entered: u64,
-    pub(crate) outcomes: [u64; Outcome::ALL.len()],
-    pub(crate) paired: u64,
-    pub(crate) bypassed: u64,
-    pub(crate) response_bytes: u64,
-    pub(crate) ok: LatencyHistogram,
-    pub(crate) first_byte: LatencyHistogram,
-    pub(crate) limited: LatencyHistogram,
-    pub(crate) failed: LatencyHistogram,
-}
-
-/// The counters of the limiter.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct LimiterCounts {
-    pub(crate) admitted: u64,
-    pub(crate) limited: u64,
-    pub(crate) bypassed: u64,
+fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Recorder {
-    pub(crate) fn new() -> Self {
-        let shared = Arc::new(Shared {
-            routes: RouteTable::new(ROUTE_CAP, RouteCells::new),
-            limiter: LimiterCells::default(),
-            started: Instant::now(),
-            handles: OnceLock::new(),
-        });
-        let handle = || Arc::new(Handle { shared: shared.clone() });
+    pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
+        Self::of(Arc::new(Counters::new(route_cap, precision)))
+    }
+
+    /// Counts into counters that are there already.
+    pub(crate) fn of(counters: Arc<Counters>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = RecorderId(NEXT.fetch_add(1, Relaxed));
+        let mut held = held();
+        held.retain(|_, counters| counters.strong_count() > 0);
+        held.insert(id, Arc::downgrade(&counters));
+        drop(held);
+
+        let siblings = Arc::new(OnceLock::new());
+        let handle =
+            || Arc::new(Handle { id, counters: counters.clone(), siblings: siblings.clone() });
         let handles: Arc<[Arc<Handle>]> = (0..SLOTS).map(|_| handle()).collect();
-        shared.handles.get_or_init(|| handles.iter().map(Arc::downgrade).collect());
+        siblings.get_or_init(|| handles.iter().map(Arc::downgrade).collect());
         Self { local: LocalRecorder { handle: handle() }, _handles: handles }
     }
 
-    /// For somebody who met the recorder in a request only. It counts in the same place, but keeps no
-    /// handles alive.
-    pub(crate) fn met(local: &LocalRecorder) -> Self {
-        Self { local: local.clone(), _handles: Arc::new([]) }
-    }
-
-    /// For a service, and for the requests that it answers.
-    pub(crate) fn local(&self) -> LocalRecorder {
-        self.local.clone()
+    /// For a service.
+    pub(crate) fn loan(&self) -> Loan {
+        Loan::Kept(self.local.clone())
     }
 }
 
@@ -153,87 +100,105 @@ impl Deref for Recorder {
 impl Clone for LocalRecorder {
     /// Another reference to the same counters, through the handle of the calling thread's slot. Where
     /// nothing that lasts is left, the handles are gone, and clones share one count.
+    #[inline]
     fn clone(&self) -> Self {
-        let handles = self.shared().handles.get();
-        let local = handles.and_then(|handles| handles.get(Slot::current().index)?.upgrade());
+        let siblings = self.handle.siblings.get();
+        let local = siblings.and_then(|handles| handles.get(Slot::current().index())?.upgrade());
         Self { handle: local.unwrap_or_else(|| self.handle.clone()) }
     }
 }
 
+impl Deref for LocalRecorder {
+    type Target = Arc<Counters>;
+
+    #[inline]
+    fn deref(&self) -> &Arc<Counters> {
+        &self.handle.counters
+    }
+}
+
+/// What a service has of its recorder.
+///
+/// Each request needs a reference of its own, and a reference that is counted up or down costs as much as
+/// all the other counting of a request. axum clones a service for each request and drops it as soon as it is
+/// called, so a clone hands the reference that it was made with on to its first request.
+#[derive(Debug)]
+pub(crate) enum Loan {
+    /// A service that was not cloned from another, or was called before: it keeps its reference.
+    Kept(LocalRecorder),
+    /// A clone that nobody has called yet.
+    Fresh(LocalRecorder),
+    /// A clone that has been called once.
+    Spent(RecorderId),
+}
+
+impl Loan {
+    /// A reference for a request. `None` if nobody else is left who could read what it counts.
+    ///
+    /// Takes a lock if this is the second call of a clone, and never again for that clone.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<LocalRecorder> {
+        let id = match self {
+            Self::Kept(recorder) => return Some(recorder.clone()),
+            Self::Fresh(recorder) => recorder.handle.id,
+            Self::Spent(id) => {
+                let recorder = LocalRecorder::held(*id)?;
+                *self = Self::Kept(recorder.clone());
+                return Some(recorder);
+            }
+        };
+        match mem::replace(self, Self::Spent(id)) {
+            Self::Fresh(recorder) => Some(recorder),
+            Self::Kept(_) | Self::Spent(_) => None,
+        }
+    }
+}
+
+impl Clone for Loan {
+    #[inline]
+    fn clone(&self) -> Self {
+        match self {
+            Self::Kept(recorder) | Self::Fresh(recorder) => Self::Fresh(recorder.clone()),
+            Self::Spent(id) => Self::Spent(*id),
+        }
+    }
+}
+
 impl LocalRecorder {
-    fn shared(&self) -> &Shared {
-        &self.handle.shared
+    /// A new reference to counters that somebody else holds, if anybody does.
+    #[cold]
+    fn held(id: RecorderId) -> Option<Self> {
+        let counters = held().get(&id)?.upgrade()?;
+        // Its count is shared by whoever clones it from here on.
+        Some(Self { handle: Arc::new(Handle { id, counters, siblings: Arc::default() }) })
     }
 
     /// Counts a request in. Whatever happens to the returned [`Recording`], it counts it out again.
+    #[inline]
     pub(crate) fn enter(
-        &self,
+        self,
         method: &Method,
         template: Option<&str>,
         probe: Option<Probe>,
     ) -> Recording {
-        let route = self.shared().routes.find(method, template);
-        self.with_shard(route, |shard, writer| writer.add(&shard.entered, 1));
+        let route = self.handle.counters.enter(method, template);
+        let entered = self.clock(probe.is_some()).now();
         Recording {
-            recorder: self.clone(),
+            recorder: self,
             route,
-            entered: Instant::now(),
-            first_byte: None,
-            outcome: Outcome::Cancelled,
+            entered,
+            first_byte: NONE,
             response_bytes: 0,
-            bypassed: false,
             probe,
-            finished: false,
+            outcome: Outcome::Cancelled,
+            bypassed: false,
+            stream: false,
+            ended: false,
         }
-    }
-
-    /// Counts what the limiter did with a request.
-    pub(crate) fn admission(&self, admission: Admission) {
-        let cells = &self.shared().limiter;
-        let cell = match admission {
-            Admission::Admitted => &cells.admitted,
-            Admission::Limited => &cells.limited,
-            Admission::Bypassed => &cells.bypassed,
-        };
-        cell.fetch_add(1, Relaxed);
-    }
-
-    /// Every route with its counters.
-    pub(crate) fn routes(&self) -> Vec<(RouteKey, RouteCounts)> {
-        self.shared().routes.iter().map(|(key, cells)| (key.clone(), cells.read())).collect()
-    }
-
-    /// The limiter's counters.
-    pub(crate) fn limiter(&self) -> LimiterCounts {
-        let cells = &self.shared().limiter;
-        LimiterCounts {
-            admitted: cells.admitted.load(Relaxed),
-            limited: cells.limited.load(Relaxed),
-            bypassed: cells.bypassed.load(Relaxed),
-        }
-    }
-
-    /// The name of a route that this recorder gave an index to.
-    pub(crate) fn route_key(&self, route: RouteIndex) -> Option<&RouteKey> {
-        self.shared().routes.get(route).map(|(key, _)| key)
-    }
-
-    /// Time since the recorder was made.
-    pub(crate) fn uptime(&self) -> Duration {
-        self.shared().started.elapsed()
     }
 
     pub(crate) fn same_as(&self, other: &LocalRecorder) -> bool {
-        Arc::ptr_eq(&self.handle.shared, &other.handle.shared)
-    }
-
-    fn with_shard(&self, route: RouteIndex, write: impl FnOnce(&Shard, Writer)) {
-        let Some((_, cells)) = self.shared().routes.get(route) else { return };
-        let slot = Slot::current();
-        if let Some(place) = cells.shards.get(slot.index) {
-            // Allocates on the first request that this thread records on this route.
-            write(place.get_or_init(|| Box::new(Shard::new())), slot.writer);
-        }
+        Arc::ptr_eq(self, other)
     }
 }
 
@@ -249,70 +214,32 @@ impl fmt::Debug for LocalRecorder {
     }
 }
 
-impl RouteCells {
-    fn new() -> Self {
-        Self { shards: (0..SLOTS).map(|_| OnceLock::new()).collect() }
-    }
+/// Stands for a time that is not known yet.
+const NONE: u64 = u64::MAX;
 
-    fn read(&self) -> RouteCounts {
-        let mut sum = RouteCounts::default();
-        let shards = || self.shards.iter().filter_map(OnceLock::get);
-        // Outcomes before entries, over all shards: a request enters before it ends, so this order can
-        // only see too many in flight, never fewer than none.
-        for shard in shards() {
-            for (to, from) in sum.outcomes.iter_mut().zip(&shard.outcomes) {
-                *to += from.load(Acquire);
-            }
-        }
-        for shard in shards() {
-            sum.entered += shard.entered.load(Relaxed);
-            sum.paired += shard.paired.load(Relaxed);
-            sum.bypassed += shard.bypassed.load(Relaxed);
-            sum.response_bytes += shard.response_bytes.load(Relaxed);
-            shard.ok.read_into(&mut sum.ok);
-            shard.first_byte.read_into(&mut sum.first_byte);
-            shard.limited.read_into(&mut sum.limited);
-            shard.failed.read_into(&mut sum.failed);
-        }
-        sum
-    }
-}
-
-impl Shard {
-    fn new() -> Self {
-        Self {
-            entered: AtomicU64::new(0),
-            outcomes: [const { AtomicU64::new(0) }; Outcome::ALL.len()],
-            paired: AtomicU64::new(0),
-            bypassed: AtomicU64::new(0),
-            response_bytes: AtomicU64::new(0),
-            ok: HistogramCells::new(),
-            first_byte: HistogramCells::new(),
-            limited: HistogramCells::new(),
-            failed: HistogramCells::new(),
-        }
-    }
-}
-
-/// One request between its entry and its end. Dropped before [`finish`](Self::finish), it counts as
+/// One request between its entry and its end. Dropped before [`end`](Self::end), it counts as
 /// cancelled, or as panicked while [`guard`](Self::guard) runs.
+///
+/// It moves with the response, several times: it is kept small.
 pub(crate) struct Recording {
     recorder: LocalRecorder,
+    entered: Ticks,
+    /// Nanoseconds from the entry to the response head, or [`NONE`].
+    first_byte: u64,
+    response_bytes: u64,
+    probe: Option<Probe>,
     route: RouteIndex,
-    entered: Instant,
-    /// From the entry to the response head, once there is one.
-    first_byte: Option<Duration>,
     /// How the request ends if nothing more happens.
     outcome: Outcome,
-    response_bytes: u64,
     bypassed: bool,
-    probe: Option<Probe>,
-    finished: bool,
+    stream: bool,
+    ended: bool,
 }
 
 impl Recording {
     /// Runs the service's own code. A panic in it unwinds through here, and the request counts as
     /// panicked; a drop at any other time counts as cancelled.
+    #[inline]
     pub(crate) fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
         self.outcome = Outcome::Panicked;
         let result = run();
@@ -320,88 +247,106 @@ impl Recording {
         result
     }
 
+    /// Nanoseconds since the request entered.
+    #[inline]
+    fn elapsed(&self) -> u64 {
+        self.recorder.clock(self.probe.is_some()).nanos_since(self.entered)
+    }
+
     /// The response head leaves the layer.
+    #[inline]
     pub(crate) fn head(&mut self) {
-        self.first_byte = Some(self.entered.elapsed());
+        self.first_byte = self.elapsed();
+    }
+
+    /// The response head leaves the layer, and events follow for as long as both sides wish.
+    pub(crate) fn stream_head(&mut self) {
+        self.head();
+        self.stream = true;
+        self.recorder.open_stream(self.route, self.first_byte);
     }
 
     /// The response head leaves the layer with the whole response: no body follows.
-    pub(crate) fn finish_at_head(mut self, status: StatusCode) {
-        let now = self.entered.elapsed();
-        self.first_byte = Some(now);
-        self.record(now, Outcome::of_status(status));
+    pub(crate) fn end_at_head(&mut self, status: StatusCode) {
+        self.head();
+        self.record(self.first_byte, Outcome::of_status(status));
+    }
+
+    /// Who records it.
+    pub(crate) fn recorder(&self) -> &LocalRecorder {
+        &self.recorder
     }
 
     /// Bytes of the response body that left the layer.
+    #[inline]
     pub(crate) fn add_bytes(&mut self, bytes: u64) {
         self.response_bytes += bytes;
     }
 
     /// Did it pass by the limiter?
+    #[inline]
     pub(crate) fn set_bypassed(&mut self, bypassed: bool) {
         self.bypassed = bypassed;
     }
 
-    /// The request is over.
-    pub(crate) fn finish(mut self, outcome: Outcome) {
-        self.record(self.entered.elapsed(), outcome);
+    /// Is it still to be recorded?
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended
     }
 
-    fn record(&mut self, end: Duration, outcome: Outcome) {
-        self.finished = true;
-        self.recorder.with_shard(self.route, |shard, writer| {
-            let histogram = match outcome {
-                Outcome::Ok => &shard.ok,
-                Outcome::Limited => &shard.limited,
-                _ => &shard.failed,
-            };
-            histogram.record(writer, nanos(end));
-            if let (Outcome::Ok, Some(first_byte)) = (outcome, self.first_byte) {
-                shard.first_byte.record(writer, nanos(first_byte));
-            }
-            writer.add(&shard.response_bytes, self.response_bytes);
-            if self.bypassed {
-                writer.add(&shard.bypassed, 1);
-            }
-            if self.probe.is_some() {
-                writer.add(&shard.paired, 1);
-            }
-            // Last and with release: who sees the outcome sees the entry.
-            let cell = &shard.outcomes[outcome.index()];
-            match writer {
-                Writer::Only => cell.store(cell.load(Relaxed) + 1, Release),
-                Writer::Shared => {
-                    cell.fetch_add(1, Release);
-                }
-            }
-        });
+    /// The request is over.
+    #[inline]
+    pub(crate) fn end(&mut self, outcome: Outcome) {
+        self.record(self.elapsed(), outcome);
+    }
+
+    fn record(&mut self, server_time: u64, outcome: Outcome) {
+        self.ended = true;
+        let ended = Ended {
+            outcome,
+            server_time,
+            first_byte: self.first_byte,
+            response_bytes: self.response_bytes,
+            bypassed: self.bypassed,
+            paired: self.probe.is_some(),
+            stream: self.stream,
+        };
+        self.recorder.leave(self.route, ended);
         if let Some(probe) = self.probe.take() {
-            probe.fill(
-                &self.recorder,
-                ServerRecord {
-                    entered: self.entered,
-                    first_byte: self.first_byte,
-                    server_time: end,
-                    outcome,
-                    bypassed: self.bypassed,
-                    route: self.route,
-                },
-            );
+            self.fill(probe, ended);
         }
+    }
+
+    fn fill(&self, probe: Probe, ended: Ended) {
+        let entered = self.recorder.clock(true).instant(self.entered);
+        probe.fill(
+            &self.recorder,
+            ServerRecord {
+                entered,
+                first_byte: (ended.first_byte != NONE)
+                    .then(|| Duration::from_nanos(ended.first_byte)),
+                server_time: Duration::from_nanos(ended.server_time),
+                outcome: ended.outcome,
+                bypassed: ended.bypassed,
+                route: self.route,
+            },
+        );
     }
 }
 
 impl Drop for Recording {
+    #[inline]
     fn drop(&mut self) {
-        if !self.finished {
-            self.record(self.entered.elapsed(), self.outcome);
+        if !self.ended {
+            self.end(self.outcome);
         }
     }
 }
 
 impl fmt::Debug for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recording").field("route", &self.route).finish_non_exhaustive()
+        f.debug_struct("Recording").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 
@@ -411,68 +356,101 @@ mod tests {
 
     use super::*;
 
-    fn serve_one(recorder: &LocalRecorder) {
-        let recording = recorder.enter(&Method::GET, Some("/x"), None);
-        recording.finish_at_head(StatusCode::OK);
+    fn recorder() -> Recorder {
+        Recorder::new(8, Precision::default())
     }
 
-    fn recorded(recorder: &LocalRecorder) -> u64 {
-        recorder.routes().iter().map(|(_, counts)| counts.outcomes.iter().sum::<u64>()).sum()
+    fn enter(loan: &mut Loan) -> Option<Recording> {
+        Some(loan.take()?.enter(&Method::GET, Some("/x"), None))
+    }
+
+    fn serve_one(loan: &mut Loan) {
+        enter(loan).expect("the counters are there").end_at_head(StatusCode::OK);
+    }
+
+    fn recorded(counters: &Counters) -> u64 {
+        counters.routes().map(|(_, counts)| counts.recorded()).sum()
     }
 
     #[test]
     fn threads_count_in_one_place_and_hold_it_by_different_counts() {
-        let recorder = Recorder::new();
-        let here = recorder.local();
+        let recorder = recorder();
+        serve_one(&mut recorder.loan());
         let there = thread::scope(|scope| {
             let clone = || {
-                let local = here.clone();
-                serve_one(&local);
-                local
+                serve_one(&mut recorder.loan());
+                recorder.local.clone()
             };
             scope.spawn(clone).join().expect("no panic")
         });
-        serve_one(&here);
+        let here = recorder.local.clone();
         assert!(!Arc::ptr_eq(&here.handle, &there.handle));
         assert!(here.same_as(&there));
         assert_eq!(recorded(&recorder), 2);
     }
 
     #[test]
+    fn a_clone_hands_its_reference_on_and_counts_however_often_it_is_called() {
+        let recorder = recorder();
+        let service = recorder.loan();
+        let mut clone = service.clone();
+        for called in 0..3 {
+            assert_eq!(matches!(clone, Loan::Fresh(_)), called == 0);
+            assert_eq!(matches!(clone, Loan::Spent(_)), called == 1);
+            serve_one(&mut clone.clone());
+            serve_one(&mut clone);
+        }
+        assert_eq!(recorded(&recorder), 6);
+        assert!(matches!(service, Loan::Kept(_)));
+    }
+
+    #[test]
     fn a_service_that_outlives_the_handle_still_counts() {
-        let recorder = Recorder::new();
-        let service = recorder.local();
+        let recorder = recorder();
+        let counters = Arc::clone(&recorder);
+        let mut service = recorder.loan();
         drop(recorder);
-        serve_one(&service.clone());
-        serve_one(&service);
-        assert_eq!(recorded(&service), 2);
+        serve_one(&mut service.clone());
+        serve_one(&mut service);
+        assert_eq!(recorded(&counters), 2);
     }
 
     #[test]
     fn nothing_is_left_when_everybody_has_gone() {
-        let recorder = Recorder::new();
-        let shared = Arc::downgrade(&recorder.handle.shared);
-        let service = recorder.local();
-        let request = service.enter(&Method::GET, Some("/x"), None);
+        let recorder = recorder();
+        let counters = Arc::downgrade(&recorder);
+        let mut service = recorder.loan();
+        let mut clone = service.clone();
+        let request = enter(&mut service);
         drop((recorder, service));
-        assert!(shared.upgrade().is_some(), "the request keeps it");
+        serve_one(&mut clone);
+        assert!(counters.upgrade().is_some(), "the request keeps them");
         drop(request);
-        assert!(shared.upgrade().is_none());
+        assert!(counters.upgrade().is_none());
+        assert!(enter(&mut clone).is_none(), "nobody could read it");
+    }
+
+    #[test]
+    fn a_request_may_end_on_another_thread_than_it_began_on() {
+        let recorder = recorder();
+        let request = enter(&mut recorder.loan());
+        thread::spawn(move || drop(request)).join().expect("no panic");
+        let (_, counts) = recorder.routes().next().expect("it has been asked for");
+        assert_eq!((counts.entered, counts.outcome(Outcome::Cancelled)), (1, 1));
     }
 
     #[test]
     fn a_recording_counts_itself_out_whatever_ends_it() {
-        let recorder = Recorder::new();
-        let enter = || recorder.enter(&Method::GET, Some("/x"), None);
+        let recorder = recorder();
+        let enter = || enter(&mut recorder.loan()).expect("the counters are there");
         drop(enter());
-        enter().finish(Outcome::ClientError);
+        enter().end(Outcome::ClientError);
         let panicked = std::panic::catch_unwind(|| {
             enter().guard(|| std::panic::resume_unwind(Box::new("on purpose")))
         });
         assert!(panicked.is_err());
-        let routes = recorder.routes();
-        let (_, counts) = &routes[0];
-        let of = |outcome: Outcome| counts.outcomes[outcome.index()];
+        let (_, counts) = recorder.routes().next().expect("it has been asked for");
+        let of = |outcome| counts.outcome(outcome);
         assert_eq!(counts.entered, 3);
         assert_eq!(of(Outcome::Cancelled), 1);
         assert_eq!(of(Outcome::ClientError), 1);

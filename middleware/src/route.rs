@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    hash::{Hash, Hasher},
+    hash::Hasher,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -16,25 +16,22 @@ use rustc_hash::FxHasher;
 pub(crate) const UNMATCHED: &str = "(unmatched)";
 /// Stands for every route past the cap.
 pub(crate) const OVERFLOW: &str = "(other)";
-/// The method of a row that stands for several.
-const ANY_METHOD: &str = "*";
-
 /// A route: an HTTP method and the template that matched, never the raw path.
 #[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
 pub struct RouteKey {
-    method: &'static str,
+    method: MethodLabel,
     template: Arc<str>,
 }
 
 impl RouteKey {
-    fn new(method: &'static str, template: &str) -> Self {
+    pub(crate) fn new(method: MethodLabel, template: &str) -> Self {
         Self { method, template: template.into() }
     }
 
     /// The method, `_OTHER` if HTTP does not define it, `*` for a row that stands for several.
     #[must_use]
-    pub fn method(&self) -> &str {
-        self.method
+    pub fn method(&self) -> &'static str {
+        self.method.as_str()
     }
 
     /// The template as the router knows it: `/items/{id}`, or `(unmatched)`, or `(other)`.
@@ -46,23 +43,80 @@ impl RouteKey {
 
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.method, self.template)
+        write!(f, "{} {}", self.method(), self.template)
     }
 }
 
-/// A method's label: its name if HTTP defines it, else `_OTHER`, so that no client can invent labels.
-pub(crate) fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::HEAD => "HEAD",
-        Method::OPTIONS => "OPTIONS",
-        Method::CONNECT => "CONNECT",
-        Method::PATCH => "PATCH",
-        Method::TRACE => "TRACE",
-        _ => "_OTHER",
+/// A method as a label: those that HTTP defines, and one for all others, so that no client can invent
+/// labels. In the order of their names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd, Hash)]
+pub(crate) enum MethodLabel {
+    /// Of a row that stands for several.
+    Any,
+    Connect,
+    Delete,
+    Get,
+    Head,
+    Options,
+    Patch,
+    Post,
+    Put,
+    Trace,
+    Other,
+}
+
+impl MethodLabel {
+    const ALL: [Self; 11] = [
+        Self::Any,
+        Self::Connect,
+        Self::Delete,
+        Self::Get,
+        Self::Head,
+        Self::Options,
+        Self::Patch,
+        Self::Post,
+        Self::Put,
+        Self::Trace,
+        Self::Other,
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "*",
+            Self::Connect => "CONNECT",
+            Self::Delete => "DELETE",
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Options => "OPTIONS",
+            Self::Patch => "PATCH",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Trace => "TRACE",
+            Self::Other => "_OTHER",
+        }
+    }
+
+    /// The label that is written so, if one is.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|label| label.as_str() == name)
+    }
+}
+
+impl From<&Method> for MethodLabel {
+    #[inline]
+    fn from(method: &Method) -> Self {
+        match *method {
+            Method::GET => Self::Get,
+            Method::POST => Self::Post,
+            Method::PUT => Self::Put,
+            Method::DELETE => Self::Delete,
+            Method::HEAD => Self::Head,
+            Method::OPTIONS => Self::Options,
+            Method::CONNECT => Self::Connect,
+            Method::PATCH => Self::Patch,
+            Method::TRACE => Self::Trace,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -85,79 +139,97 @@ impl From<u32> for RouteIndex {
 /// An insert-only hash table of fixed capacity. Readers take no lock; an entry never moves.
 pub(crate) struct RouteTable<T> {
     /// Linear probing from the key's hash; twice the cap, so that a probe is short and always ends.
-    /// The last two places are the fixed rows, outside the probed part.
-    places: Box<[OnceLock<(RouteKey, T)>]>,
-    probed: usize,
+    places: Box<[Place<T>]>,
+    unmatched: Place<T>,
+    overflow: Place<T>,
     cap: usize,
     len: AtomicUsize,
     make: fn() -> T,
 }
 
+/// Empty until a route takes it.
+type Place<T> = OnceLock<(RouteKey, T)>;
+
 impl<T> RouteTable<T> {
     /// A table of at most `cap` matched routes, each with what `make` makes.
     pub(crate) fn new(cap: usize, make: fn() -> T) -> Self {
-        let probed = (2 * cap.max(1)).next_power_of_two();
+        let places = cap.max(1).saturating_mul(2).next_power_of_two();
         Self {
-            places: (0..probed + 2).map(|_| OnceLock::new()).collect(),
-            probed,
+            places: (0..places).map(|_| OnceLock::new()).collect(),
+            unmatched: OnceLock::new(),
+            overflow: OnceLock::new(),
             cap,
             len: AtomicUsize::new(0),
             make,
         }
     }
 
-    /// Finds a route's place, taking one on its first request; past the cap, the overflow row's.
-    pub(crate) fn find(&self, method: &Method, template: Option<&str>) -> RouteIndex {
-        let Some(template) = template else {
-            return self.fixed(self.probed, UNMATCHED);
-        };
-        let method = method_label(method);
-        let start = hash(method, template);
-        for step in 0..self.probed {
-            let index = start.wrapping_add(step) & (self.probed - 1);
-            let place = &self.places[index];
-            if place.get().is_none() {
-                // Reserve before taking the place, so that the cap holds under any interleaving.
-                let reserve = |len| (len < self.cap).then_some(len + 1);
-                if self.len.fetch_update(Relaxed, Relaxed, reserve).is_err() {
-                    return self.fixed(self.probed + 1, OVERFLOW);
-                }
-                if place.set((RouteKey::new(method, template), (self.make)())).is_err() {
-                    // Another thread took the place meanwhile, for this route or for another.
-                    self.len.fetch_sub(1, Relaxed);
-                }
+    /// Finds a route's entry, making it on its first request; past the cap, the overflow row's.
+    #[inline]
+    pub(crate) fn find(&self, method: &Method, template: Option<&str>) -> (RouteIndex, &T) {
+        let Some(template) = template else { return self.fixed(UNMATCHED) };
+        let method = MethodLabel::from(method);
+        let mask = self.places.len() - 1;
+        let mut index = hash(method, template) & mask;
+        for _ in 0..=mask {
+            let entry = match self.places[index].get() {
+                Some(entry) => Some(entry),
+                None => self.take(index, method, template),
+            };
+            let Some((key, value)) = entry else { break };
+            if key.method == method && *key.template == *template {
+                return (RouteIndex(index as u32), value);
             }
-            if let Some((key, _)) = place.get()
-                && key.method == method
-                && *key.template == *template
-            {
-                return RouteIndex(index as u32);
-            }
+            index = (index + 1) & mask;
         }
-        self.fixed(self.probed + 1, OVERFLOW)
+        self.fixed(OVERFLOW)
     }
 
-    fn fixed(&self, index: usize, template: &str) -> RouteIndex {
-        self.places[index].get_or_init(|| (RouteKey::new(ANY_METHOD, template), (self.make)()));
-        RouteIndex(index as u32)
+    /// Takes an empty place; returns who has it in the end. `None` if no more may be taken.
+    #[cold]
+    fn take(&self, index: usize, method: MethodLabel, template: &str) -> Option<&(RouteKey, T)> {
+        // Reserve before taking the place, so that the cap holds under any interleaving.
+        let reserve = |len| (len < self.cap).then_some(len + 1);
+        self.len.fetch_update(Relaxed, Relaxed, reserve).ok()?;
+        let place = &self.places[index];
+        if place.set((RouteKey::new(method, template), (self.make)())).is_err() {
+            // Another thread took the place meanwhile, for this route or for another.
+            self.len.fetch_sub(1, Relaxed);
+        }
+        place.get()
+    }
+
+    /// A row that stands for several routes. It does not count towards the cap.
+    #[cold]
+    fn fixed(&self, template: &str) -> (RouteIndex, &T) {
+        let (place, offset) = match template {
+            UNMATCHED => (&self.unmatched, 0),
+            _ => (&self.overflow, 1),
+        };
+        let make = || (RouteKey::new(MethodLabel::Any, template), (self.make)());
+        let (_, value) = place.get_or_init(make);
+        (RouteIndex((self.places.len() + offset) as u32), value)
     }
 
     /// The entry at an index that [`find`](Self::find) returned.
     pub(crate) fn get(&self, index: RouteIndex) -> Option<&(RouteKey, T)> {
-        self.places.get(index.0 as usize)?.get()
+        let index = index.0 as usize;
+        let fixed = || [&self.unmatched, &self.overflow].get(index - self.places.len()).copied();
+        self.places.get(index).or_else(fixed)?.get()
     }
 
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(RouteKey, T)> {
-        self.places.iter().filter_map(OnceLock::get)
+        self.places.iter().chain([&self.unmatched, &self.overflow]).filter_map(OnceLock::get)
     }
 }
 
 /// Templates are the service's own, so nobody can flood one chain of the table: a fast hash will do.
-fn hash(method: &'static str, template: &str) -> usize {
+#[inline]
+fn hash(method: MethodLabel, template: &str) -> usize {
     let mut hasher = FxHasher::default();
-    method.hash(&mut hasher);
-    template.hash(&mut hasher);
+    hasher.write_u8(method as u8);
+    hasher.write(template.as_bytes());
     hasher.finish() as usize
 }
 
@@ -178,6 +250,30 @@ mod tests {
         assert_eq!(table.find(&Method::GET, Some("/items/{id}")), first);
         assert_ne!(table.find(&Method::POST, Some("/items/{id}")), first);
         assert_eq!(names(&table), ["GET /items/{id}", "POST /items/{id}"].map(Into::into).into());
+    }
+
+    #[test]
+    fn an_index_leads_back_to_its_entry() {
+        let table = RouteTable::new(1, || ());
+        for (template, name) in
+            [(Some("/x"), "GET /x"), (Some("/y"), "* (other)"), (None, "* (unmatched)")]
+        {
+            let (index, ()) = table.find(&Method::GET, template);
+            let (key, ()) = table.get(index).expect("it has just been found");
+            assert_eq!(key.to_string(), name);
+        }
+        assert!(table.get(RouteIndex(99)).is_none());
+    }
+
+    #[test]
+    fn labels_are_in_the_order_of_their_names() {
+        let names = MethodLabel::ALL.map(MethodLabel::as_str);
+        assert!(names.is_sorted(), "{names:?}");
+        assert!(MethodLabel::ALL.is_sorted());
+        for label in MethodLabel::ALL {
+            assert_eq!(MethodLabel::named(label.as_str()), Some(label));
+        }
+        assert_eq!(MethodLabel::named("get"), None);
     }
 
     #[test]

@@ -2,20 +2,27 @@
 
 use std::task::{Context, Poll};
 
-use axum::extract::MatchedPath;
-use http::{Method, Request, Response};
-use http_body::Body;
+use axum::{
+    BoxError,
+    body::{Body, HttpBody},
+};
+use bytes::Bytes;
+use http::{Request, Response};
 use tower_service::Service;
 
 use crate::{
-    body::PerfBody, bypass::LoadPass, future::PerfFuture, probe::Probe, recorder::LocalRecorder,
+    future::{Asked, PerfFuture},
+    naming::{MatchedTemplate, NameRoute, RequestHead},
+    probe::LoadMark,
+    recorder::{Loan, LocalRecorder},
 };
 
 /// Records every request to the inner service. Made by [`PerfLayer`](crate::PerfLayer).
 #[derive(Clone, Debug)]
-pub struct PerfService<S> {
+pub struct PerfService<S, N = MatchedTemplate> {
     inner: S,
-    recorder: LocalRecorder,
+    recorder: Loan,
+    naming: N,
 }
 
 /// In the extensions of an unmatched request: who has counted it. The fallback of
@@ -24,18 +31,20 @@ pub struct PerfService<S> {
 #[derive(Clone)]
 struct CountedBy(LocalRecorder);
 
-impl<S> PerfService<S> {
-    pub(crate) fn new(inner: S, recorder: LocalRecorder) -> Self {
-        Self { inner, recorder }
+impl<S, N> PerfService<S, N> {
+    pub(crate) fn new(inner: S, recorder: Loan, naming: N) -> Self {
+        Self { inner, recorder, naming }
     }
 }
 
-impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for PerfService<S>
+impl<S, N, ReqBody, ResBody> Service<Request<ReqBody>> for PerfService<S, N>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,
-    ResBody: Body,
+    N: NameRoute,
+    ResBody: HttpBody<Data = Bytes> + Send + 'static,
+    ResBody::Error: Into<BoxError>,
 {
-    type Response = Response<PerfBody<ResBody>>;
+    type Response = Response<Body>;
     type Error = S::Error;
     type Future = PerfFuture<S::Future>;
 
@@ -44,25 +53,31 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        // Out of the request, so that a second layer inside does not fill it too.
-        let probe = request.extensions_mut().remove::<Probe>();
-        let template = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let Some(recorder) = self.recorder.take() else {
+            return PerfFuture::counted(self.inner.call(request));
+        };
+        // The probe goes out of the request, so that a second layer inside does not fill it too.
+        let (probe, bypassed) = match request.extensions_mut().get_mut::<LoadMark>() {
+            Some(mark) => (mark.take_probe(), mark.passes_limiter()),
+            None => (None, false),
+        };
+        let template = self.naming.name_route(RequestHead::of(&request));
         let unmatched = template.is_none();
         if unmatched
-            && let Some(CountedBy(recorder)) = request.extensions().get()
-            && recorder.same_as(&self.recorder)
+            && let Some(CountedBy(outer)) = request.extensions().get()
+            && outer.same_as(&recorder)
         {
             return PerfFuture::counted(self.inner.call(request));
         }
-        let head_only = request.method() == Method::HEAD;
-        let mut recording = self.recorder.enter(request.method(), template, probe);
-        // A request that is cut short never says whether it passed; one with a pass most likely did.
-        recording.set_bypassed(request.extensions().get::<LoadPass>().is_some());
+        let asked = Asked::from(request.method());
+        let mut recording = recorder.enter(request.method(), template, probe);
+        // A request that is cut short never says whether it passed; one that may most likely did.
+        recording.set_bypassed(bypassed);
         if unmatched {
             // May allocate, for requests that no route answers.
-            request.extensions_mut().insert(CountedBy(self.recorder.clone()));
+            request.extensions_mut().insert(CountedBy(recording.recorder().clone()));
         }
         let inner = recording.guard(|| self.inner.call(request));
-        PerfFuture::new(inner, recording, head_only)
+        PerfFuture::new(inner, recording, asked)
     }
 }

@@ -4,7 +4,10 @@
 //! is the only writer of that slot's shards ([`Writer::Only`]); the claim's lock orders the last write
 //! of one owner before the first of the next. Threads beyond [`EXCLUSIVE`] share the last slot.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    cell::Cell,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use crate::histogram::Writer;
 
@@ -20,26 +23,48 @@ fn taken() -> MutexGuard<'static, u64> {
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where a thread writes, and how.
+/// A thread's place among the slots. Only the shared one has several writers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Slot {
-    pub(crate) index: usize,
-    pub(crate) writer: Writer,
-}
+pub(crate) struct Slot(u8);
 
 impl Slot {
-    const SHARED: Self = Self { index: EXCLUSIVE, writer: Writer::Shared };
+    const SHARED: Self = Self(EXCLUSIVE as u8);
+    const UNCLAIMED: Self = Self(u8::MAX);
 
     /// The calling thread's slot. Takes a lock on the thread's first call only.
+    #[inline]
     pub(crate) fn current() -> Self {
-        // While the thread's locals are being torn down the claim is gone: share.
+        match CURRENT.get() {
+            Self::UNCLAIMED => Self::claim(),
+            slot => slot,
+        }
+    }
+
+    /// Its position, below [`SLOTS`].
+    #[inline]
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0) % SLOTS
+    }
+
+    /// How its thread writes to its shards.
+    #[inline]
+    pub(crate) fn writer(self) -> Writer {
+        if self == Self::SHARED { Writer::Shared } else { Writer::Only }
+    }
+
+    #[cold]
+    fn claim() -> Self {
+        // While the thread's locals are being torn down there is no claim to be had: share.
         CLAIM.try_with(|claim| claim.0).unwrap_or(Self::SHARED)
     }
 }
 
+/// Gives a slot back when its thread ends.
 struct Claim(Slot);
 
 thread_local! {
+    /// Without a destructor, so that reading it is one load.
+    static CURRENT: Cell<Slot> = const { Cell::new(Slot::UNCLAIMED) };
     static CLAIM: Claim = Claim::new();
 }
 
@@ -47,18 +72,23 @@ impl Claim {
     fn new() -> Self {
         let mut taken = taken();
         let index = taken.trailing_ones() as usize;
-        if index >= EXCLUSIVE {
-            return Self(Slot::SHARED);
-        }
-        *taken |= 1 << index;
-        Self(Slot { index, writer: Writer::Only })
+        let slot = if index < EXCLUSIVE {
+            *taken |= 1 << index;
+            Slot(index as u8)
+        } else {
+            Slot::SHARED
+        };
+        CURRENT.set(slot);
+        Self(slot)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.0.writer == Writer::Only {
-            *taken() &= !(1 << self.0.index);
+        // What other locals of this thread still record while they are torn down goes to the shared slot.
+        CURRENT.set(Slot::SHARED);
+        if self.0 != Slot::SHARED {
+            *taken() &= !(1 << self.0.index());
         }
     }
 }
@@ -87,7 +117,7 @@ mod tests {
             handles.into_iter().map(|handle| handle.join().expect("no panic")).collect()
         });
         let exclusive: Vec<usize> =
-            slots.iter().filter(|s| s.writer == Writer::Only).map(|s| s.index).collect();
+            slots.iter().filter(|s| s.writer() == Writer::Only).map(|s| s.index()).collect();
         let distinct: HashSet<usize> = exclusive.iter().copied().collect();
         assert_eq!(exclusive.len(), distinct.len());
         assert!(slots.contains(&Slot::SHARED));

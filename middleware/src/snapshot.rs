@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    counters::{LimiterCounts, RouteCounts, StreamCounts},
     histogram::LatencySummary,
     outcome::Outcome,
     process::{ProcessUsage, RuntimeUsage},
-    recorder::{LimiterCounts, Recorder, RouteCounts},
+    recorder::Recorder,
     route::RouteKey,
 };
 
@@ -33,7 +34,7 @@ impl Snapshot {
         Self {
             uptime: recorder.uptime(),
             window: None,
-            routes: recorder.routes().into_iter().collect(),
+            routes: recorder.routes().map(|(key, counts)| (key.clone(), counts)).collect(),
             limiter: recorder.limiter(),
             process: ProcessUsage::now(),
             runtime: RuntimeUsage::now(),
@@ -85,7 +86,7 @@ impl Snapshot {
     /// How many requests of one outcome there were.
     #[must_use]
     pub fn outcome(&self, outcome: Outcome) -> u64 {
-        self.routes.values().map(|counts| counts.outcomes[outcome.index()]).sum()
+        self.routes.values().map(|counts| counts.outcome(outcome)).sum()
     }
 
     /// The reading in the form of `GET /perf`.
@@ -97,7 +98,7 @@ impl Snapshot {
             schema: PerfView::SCHEMA.to_owned(),
             uptime_s: self.uptime.as_secs_f64(),
             window_s: self.window.map(|window| window.as_secs_f64()),
-            routes: self.routes.iter().map(|(key, counts)| counts.view(key)).collect(),
+            routes: self.routes.iter().map(|(key, counts)| row(key, counts)).collect(),
             limiter: (limiter != LimiterCounts::default()).then_some(LimiterView {
                 admitted: limiter.admitted,
                 limited: limiter.limited,
@@ -120,64 +121,44 @@ impl Snapshot {
     }
 }
 
-impl RouteCounts {
-    fn recorded(&self) -> u64 {
-        self.outcomes.iter().sum()
-    }
-
-    fn since(&self, earlier: &Self) -> Self {
-        // In flight is entered less recorded: an interval keeps it by starting with what was in flight
-        // at its beginning.
-        let in_flight = self.entered.saturating_sub(self.recorded());
-        let mut outcomes = self.outcomes;
-        for (now, then) in outcomes.iter_mut().zip(&earlier.outcomes) {
-            *now = now.saturating_sub(*then);
-        }
-        Self {
-            entered: outcomes.iter().sum::<u64>() + in_flight,
-            outcomes,
-            paired: self.paired.saturating_sub(earlier.paired),
-            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
-            response_bytes: self.response_bytes.saturating_sub(earlier.response_bytes),
-            ok: self.ok.since(&earlier.ok),
-            first_byte: self.first_byte.since(&earlier.first_byte),
-            limited: self.limited.since(&earlier.limited),
-            failed: self.failed.since(&earlier.failed),
-        }
-    }
-
-    fn view(&self, key: &RouteKey) -> RouteView {
-        let outcome = |outcome: Outcome| self.outcomes[outcome.index()];
-        RouteView {
-            method: key.method().to_owned(),
-            route: key.template().to_owned(),
-            requests: self.recorded(),
-            in_flight: self.entered.saturating_sub(self.recorded()),
-            outcomes: OutcomesView {
-                ok: outcome(Outcome::Ok),
-                client_error: outcome(Outcome::ClientError),
-                limited: outcome(Outcome::Limited),
-                server_error: outcome(Outcome::ServerError),
-                cancelled: outcome(Outcome::Cancelled),
-                panicked: outcome(Outcome::Panicked),
-            },
-            bypassed: self.bypassed,
-            paired: self.paired,
-            latency: self.ok.summary(),
-            time_to_first_byte: self.first_byte.summary(),
-            limited_latency: self.limited.summary(),
-            failed_latency: self.failed.summary(),
-            response_bytes: self.response_bytes,
-        }
+fn row(key: &RouteKey, counts: &RouteCounts) -> RouteView {
+    RouteView {
+        method: key.method().to_owned(),
+        route: key.template().to_owned(),
+        requests: counts.recorded(),
+        in_flight: counts.in_flight(),
+        outcomes: OutcomesView {
+            ok: counts.outcome(Outcome::Ok),
+            client_error: counts.outcome(Outcome::ClientError),
+            limited: counts.outcome(Outcome::Limited),
+            server_error: counts.outcome(Outcome::ServerError),
+            cancelled: counts.outcome(Outcome::Cancelled),
+            panicked: counts.outcome(Outcome::Panicked),
+        },
+        bypassed: counts.bypassed,
+        paired: counts.paired,
+        latency: counts.ok.summary(),
+        time_to_first_byte: counts.first_byte.summary(),
+        limited_latency: counts.limited.summary(),
+        failed_latency: counts.failed.summary(),
+        streams: (counts.streams.opened > 0).then(|| counts.streams.view()),
+        response_bytes: counts.response_bytes,
     }
 }
 
-impl LimiterCounts {
-    fn since(&self, earlier: &Self) -> Self {
-        Self {
-            admitted: self.admitted.saturating_sub(earlier.admitted),
-            limited: self.limited.saturating_sub(earlier.limited),
-            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
+impl StreamCounts {
+    fn view(&self) -> StreamsView {
+        let micros = |ns: u64| ns as f64 / 1e3;
+        StreamsView {
+            opened: self.opened,
+            open: self.open(),
+            duration: LatencySummary {
+                count: self.ended,
+                mean_us: self.sum_ns.checked_div(self.ended).map(micros),
+                min_us: self.extremes_ns.map(|(min, _)| micros(min)),
+                max_us: self.extremes_ns.map(|(_, max)| micros(max)),
+                ..LatencySummary::default()
+            },
         }
     }
 }
@@ -227,16 +208,31 @@ pub struct RouteView {
     pub bypassed: u64,
     /// Requests that carried a probe of a load generator.
     pub paired: u64,
-    /// From entry to the end of the body, successes only.
+    /// From entry to the end of the body: successes, without streams.
     pub latency: LatencySummary,
-    /// From entry to the response head, successes only.
+    /// From entry to the response head: successes, and streams as soon as they are open.
     pub time_to_first_byte: LatencySummary,
     /// From entry to end of rejections.
     pub limited_latency: LatencySummary,
     /// From entry to end of everything else that failed.
     pub failed_latency: LatencySummary,
+    /// Server-sent events, counted apart; absent if the route sent none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<StreamsView>,
     /// Bytes of response bodies.
     pub response_bytes: u64,
+}
+
+/// Responses of type `text/event-stream`. They are requests with an outcome as all others, but last as long
+/// as both sides wish, so their duration is in no latency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StreamsView {
+    /// Streams whose head went out.
+    pub opened: u64,
+    /// Those of them that have not ended.
+    pub open: u64,
+    /// From entry to end of those that have, however they did. Percentiles are not kept.
+    pub duration: LatencySummary,
 }
 
 /// Requests by outcome.

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use example_service::{ApiKey, Config, ConfigBuilder, Service};
-use parallax_middleware::LoadPass;
+use parallax_middleware::LoadMark;
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -158,7 +158,7 @@ pub(crate) fn json_request(path: &str, body: impl Into<Body>) -> Request {
 
 /// The same request with the pass that only a client in this process can give it.
 pub(crate) fn with_pass(mut request: Request) -> Request {
-    request.extensions_mut().insert(LoadPass::new());
+    request.extensions_mut().insert(LoadMark::new().past_limiter());
     request
 }
 

@@ -94,7 +94,7 @@ pub(super) async fn nothing_that_comes_over_a_connection_goes_around_the_limiter
         "x-bypass-rate-limit: true",
         "x-parallax-bypass: true",
         "x-load-pass: 1",
-        "loadpass: LoadPass",
+        "loadmark: LoadMark",
         "x-forwarded-for: 127.0.0.1",
         "x-real-ip: 127.0.0.1",
         "forwarded: for=127.0.0.1",

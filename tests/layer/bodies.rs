@@ -73,10 +73,22 @@ async fn a_stream_that_is_dropped_half_read_counts_as_cancelled_with_what_went_o
 }
 
 #[tokio::test]
-async fn a_response_that_is_dropped_unread_counts_as_cancelled() {
+async fn a_stream_that_is_dropped_unread_counts_as_cancelled() {
+    let rig = serve("/stream", || ticking(1));
+    drop(rig.open(request("GET", "/stream")).await);
+    rig.assert_recorded(&[("GET /stream", Outcome::Cancelled, 1)]);
+}
+
+#[tokio::test]
+async fn a_response_that_is_whole_with_its_head_is_over_with_its_head() {
     let rig = Rig::around(Router::new().route("/text", get(async || "some text")));
-    drop(rig.open(request("GET", "/text")).await);
-    rig.assert_recorded(&[("GET /text", Outcome::Cancelled, 1)]);
+    let response = rig.open(request("GET", "/text")).await;
+    let record = rig.records().pop().expect("there is nothing left to do");
+    assert_eq!(record.first_byte, Some(record.server_time));
+    assert_eq!(rig.row("GET /text").response_bytes, 9);
+    // What becomes of it on its way out is no longer the service's affair.
+    drop(response);
+    rig.assert_recorded(&[("GET /text", Outcome::Ok, 1)]);
 }
 
 #[tokio::test]

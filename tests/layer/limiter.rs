@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Router, http::StatusCode, routing::get};
-use parallax_middleware::{BypassPolicy, LimiterView, LoadPass, Outcome, Perf};
+use parallax_middleware::{BypassPolicy, LimiterView, LoadMark, Outcome, Perf};
 use tower_governor::{
     GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor,
 };
@@ -64,7 +64,7 @@ async fn requests_with_a_pass_go_around_it_and_are_marked() {
 async fn a_pass_is_used_up_at_the_limiter() {
     let perf = Perf::new();
     let carried = async |request: axum::extract::Request| {
-        request.extensions().get::<LoadPass>().is_some().to_string()
+        request.extensions().get().is_some_and(LoadMark::passes_limiter).to_string()
     };
     let app = Router::new()
         .route("/carried", get(carried))
@@ -80,7 +80,7 @@ async fn nothing_that_comes_over_a_connection_passes_the_limiter() {
     let server = rig.listen().await;
     let mut client = server.connect().await;
     let mut statuses = Vec::new();
-    for header in ["x-bypass-rate-limit", "x-parallax-bypass", "LoadPass", "x-load-pass"] {
+    for header in ["x-bypass-rate-limit", "x-parallax-bypass", "LoadMark", "x-load-pass"] {
         client
             .write(&format!("GET /items/7 HTTP/1.1\r\nhost: test\r\n{header}: true\r\n\r\n"))
             .await;

@@ -15,7 +15,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use parallax_middleware::{
-    LoadPass, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
+    LoadMark, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tower::ServiceExt;
@@ -54,7 +54,7 @@ impl Rig {
 
     /// Calls the router in process and hands the response out as it comes, unread.
     pub(crate) async fn open(&self, mut request: Request) -> axum::response::Response {
-        request.extensions_mut().insert(self.probe());
+        self.mark(&mut request);
         let Ok(response) = self.app.clone().oneshot(request).await;
         response
     }
@@ -79,11 +79,8 @@ impl Rig {
         let rig = self.clone();
         // Nothing that comes over a connection can bring a probe: one is put in at the server's end.
         let app = self.app.clone().layer(map_request(move |mut request: Request| {
-            let probe = rig.probe();
-            async move {
-                request.extensions_mut().insert(probe);
-                request
-            }
+            rig.mark(&mut request);
+            async move { request }
         }));
         let task = tokio::spawn(async move {
             axum::serve(listener, app).await.expect("it serves until it is aborted");
@@ -164,6 +161,12 @@ impl Rig {
         }
     }
 
+    /// Puts a probe into the request, beside what its mark says already.
+    fn mark(&self, request: &mut Request) {
+        let mark = request.extensions_mut().remove::<LoadMark>().unwrap_or_default();
+        request.extensions_mut().insert(mark.paired(self.probe()));
+    }
+
     fn probe(&self) -> Probe {
         let probe = self.source.probe();
         self.probes.lock().expect("nobody panics in here").push(probe.clone());
@@ -213,7 +216,7 @@ pub(crate) fn request(method: &str, path: &str) -> Request {
 
 /// The same request with the pass that only a client in this process can give it.
 pub(crate) fn with_pass(mut request: Request) -> Request {
-    request.extensions_mut().insert(LoadPass::new());
+    request.extensions_mut().insert(LoadMark::new().past_limiter());
     request
 }
 

@@ -214,6 +214,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             time_to_first_byte: views.server.summary(),
             limited_latency: LatencyHistogram::new().summary(),
             failed_latency: LatencyHistogram::new().summary(),
+            streams: None,
             response_bytes: 420 * n,
         });
         all.response.merge(&views.response);

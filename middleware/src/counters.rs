@@ -1,0 +1,448 @@
+//! Everything that is counted, and how it is read.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed},
+        },
+    },
+    time::Duration,
+};
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{
+    clock::Clock,
+    histogram::{HistogramCells, LatencyHistogram, Precision, Writer},
+    outcome::Outcome,
+    route::{RouteIndex, RouteKey, RouteTable},
+    slot::{SLOTS, Slot},
+};
+
+/// All counters of a recorder.
+pub(crate) struct Counters {
+    routes: RouteTable<RouteCells>,
+    precision: Precision,
+    clock: Clock,
+    /// The clock of clients that pair.
+    shared_clock: Clock,
+    limiter: LimiterCells,
+    started: Instant,
+}
+
+/// A route's counters, one shard a slot, each made when its slot first records on the route.
+pub(crate) struct RouteCells {
+    shards: Box<[OnceLock<Box<Shard>>; SLOTS]>,
+}
+
+/// What one slot counts for one route: 64 KiB if requests end in every way that there is, half of that as
+/// long as all succeed. On cache lines of its own: its neighbours belong to other threads.
+#[repr(align(128))]
+pub(crate) struct Shard {
+    precision: Precision,
+    entered: AtomicU64,
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    paired: AtomicU64,
+    bypassed: AtomicU64,
+    response_bytes: AtomicU64,
+    ok: Histogram,
+    first_byte: Histogram,
+    limited: Histogram,
+    failed: Histogram,
+    streams: StreamCells,
+}
+
+/// A histogram that is there from its first value on.
+type Histogram = OnceLock<HistogramCells>;
+
+#[derive(Default)]
+struct StreamCells {
+    opened: AtomicU64,
+    ended: AtomicU64,
+    sum_ns: AtomicU64,
+    inverted_min_ns: AtomicU64,
+    max_ns: AtomicU64,
+}
+
+/// What a limiter did, over all routes.
+#[derive(Default)]
+struct LimiterCells {
+    admitted: AtomicU64,
+    limited: AtomicU64,
+    bypassed: AtomicU64,
+}
+
+/// What a limiter did with a request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Admission {
+    Admitted,
+    Limited,
+    Bypassed,
+}
+
+/// A request that is over, as its route counts it. Times are nanoseconds from its entry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    pub(crate) outcome: Outcome,
+    pub(crate) server_time: u64,
+    /// Only meaningful for successes.
+    pub(crate) first_byte: u64,
+    pub(crate) response_bytes: u64,
+    pub(crate) bypassed: bool,
+    pub(crate) paired: bool,
+    pub(crate) stream: bool,
+}
+
+/// The counters of one route, added up over its shards.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RouteCounts {
+    /// Requests that entered the layer.
+    pub entered: u64,
+    pub(crate) outcomes: [u64; Outcome::ALL.len()],
+    /// Requests that carried a probe and have ended.
+    pub paired: u64,
+    /// Requests that passed by a limiter and have ended.
+    pub bypassed: u64,
+    /// Bytes of the bodies of responses that have ended.
+    pub response_bytes: u64,
+    /// From entry to the end of the body: successes, without streams.
+    pub ok: LatencyHistogram,
+    /// From entry to the response head: successes, and streams as soon as they are open.
+    pub first_byte: LatencyHistogram,
+    /// From entry to end of rejections.
+    pub limited: LatencyHistogram,
+    /// From entry to end of everything else that failed.
+    pub failed: LatencyHistogram,
+    /// Event streams.
+    pub streams: StreamCounts,
+}
+
+/// The event streams of one route.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StreamCounts {
+    /// Streams whose head went out.
+    pub opened: u64,
+    /// Those of them that have ended, however.
+    pub ended: u64,
+    /// From entry to end, over those that have ended, in nanoseconds.
+    pub sum_ns: u64,
+    /// The shortest and the longest of them; unknown in an interval that does not begin at the start.
+    pub extremes_ns: Option<(u64, u64)>,
+}
+
+/// What a limiter did.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LimiterCounts {
+    pub(crate) admitted: u64,
+    pub(crate) limited: u64,
+    pub(crate) bypassed: u64,
+}
+
+impl Counters {
+    pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
+        Self {
+            routes: RouteTable::new(route_cap, RouteCells::new),
+            precision,
+            clock: Clock::new(),
+            shared_clock: Clock::tokio(),
+            limiter: LimiterCells::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Counts a request in, and returns its route.
+    #[inline]
+    pub(crate) fn enter(&self, method: &Method, template: Option<&str>) -> RouteIndex {
+        let (route, cells) = self.routes.find(method, template);
+        self.on_this_thread(cells, |shard, writer| writer.add(&shard.entered, 1));
+        route
+    }
+
+    /// Counts a stream whose head goes out so many nanoseconds after its entry.
+    pub(crate) fn open_stream(&self, route: RouteIndex, first_byte: u64) {
+        if let Some((_, cells)) = self.routes.get(route) {
+            self.on_this_thread(cells, |shard, writer| shard.open_stream(writer, first_byte));
+        }
+    }
+
+    /// Counts a request out, on whatever thread it ends.
+    #[inline]
+    pub(crate) fn leave(&self, route: RouteIndex, ended: Ended) {
+        if let Some((_, cells)) = self.routes.get(route) {
+            self.on_this_thread(cells, |shard, writer| shard.leave(writer, ended));
+        }
+    }
+
+    /// Writes to the calling thread's shard. Allocates on the first request that it records on the route.
+    #[inline]
+    fn on_this_thread(&self, cells: &RouteCells, write: impl FnOnce(&Shard, Writer)) {
+        let slot = Slot::current();
+        let place = &cells.shards[slot.index()];
+        write(place.get_or_init(|| Box::new(Shard::new(self.precision))), slot.writer());
+    }
+
+    /// What requests are timed by: a client that pairs compares with readings of its own.
+    #[inline]
+    pub(crate) fn clock(&self, paired: bool) -> &Clock {
+        if paired { &self.shared_clock } else { &self.clock }
+    }
+
+    /// Counts what the limiter did with a request.
+    pub(crate) fn admission(&self, admission: Admission) {
+        let cell = match admission {
+            Admission::Admitted => &self.limiter.admitted,
+            Admission::Limited => &self.limiter.limited,
+            Admission::Bypassed => &self.limiter.bypassed,
+        };
+        cell.fetch_add(1, Relaxed);
+    }
+
+    /// Every route with its counters.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = (&RouteKey, RouteCounts)> {
+        self.routes.iter().map(|(key, cells)| (key, cells.read()))
+    }
+
+    /// The name of a route that was given an index here.
+    pub(crate) fn route_key(&self, route: RouteIndex) -> Option<&RouteKey> {
+        self.routes.get(route).map(|(key, _)| key)
+    }
+
+    /// The limiter's counters.
+    pub(crate) fn limiter(&self) -> LimiterCounts {
+        LimiterCounts {
+            admitted: self.limiter.admitted.load(Relaxed),
+            limited: self.limiter.limited.load(Relaxed),
+            bypassed: self.limiter.bypassed.load(Relaxed),
+        }
+    }
+
+    /// Time since the counters were made.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl RouteCells {
+    fn new() -> Self {
+        Self { shards: Box::new([const { OnceLock::new() }; SLOTS]) }
+    }
+
+    fn read(&self) -> RouteCounts {
+        let mut sum = RouteCounts::default();
+        let shards = || self.shards.iter().filter_map(OnceLock::get);
+        // Ends before beginnings, over all shards: a request enters before it ends, so this order can
+        // only see too many in flight, never fewer than none.
+        for shard in shards() {
+            for (to, from) in sum.outcomes.iter_mut().zip(&shard.outcomes) {
+                *to += from.load(Acquire);
+            }
+        }
+        for shard in shards() {
+            sum.streams.merge(shard.streams.read());
+        }
+        for shard in shards() {
+            sum.entered += shard.entered.load(Relaxed);
+            sum.paired += shard.paired.load(Relaxed);
+            sum.bypassed += shard.bypassed.load(Relaxed);
+            sum.response_bytes += shard.response_bytes.load(Relaxed);
+            sum.streams.opened += shard.streams.opened.load(Relaxed);
+            for (cells, into) in [
+                (&shard.ok, &mut sum.ok),
+                (&shard.first_byte, &mut sum.first_byte),
+                (&shard.limited, &mut sum.limited),
+                (&shard.failed, &mut sum.failed),
+            ] {
+                if let Some(cells) = cells.get() {
+                    cells.read_into(into);
+                }
+            }
+        }
+        sum
+    }
+}
+
+impl Shard {
+    fn new(precision: Precision) -> Self {
+        Self {
+            precision,
+            entered: AtomicU64::new(0),
+            outcomes: [const { AtomicU64::new(0) }; Outcome::ALL.len()],
+            paired: AtomicU64::new(0),
+            bypassed: AtomicU64::new(0),
+            response_bytes: AtomicU64::new(0),
+            ok: OnceLock::new(),
+            first_byte: OnceLock::new(),
+            limited: OnceLock::new(),
+            failed: OnceLock::new(),
+            streams: StreamCells::default(),
+        }
+    }
+
+    fn open_stream(&self, writer: Writer, first_byte: u64) {
+        self.record(&self.first_byte, writer, first_byte);
+        writer.add(&self.streams.opened, 1);
+    }
+
+    #[inline]
+    fn leave(&self, writer: Writer, ended: Ended) {
+        if ended.stream {
+            self.streams.record(writer, ended.server_time);
+        } else {
+            match ended.outcome {
+                Outcome::Ok => {
+                    self.record(&self.ok, writer, ended.server_time);
+                    self.record(&self.first_byte, writer, ended.first_byte);
+                }
+                Outcome::Limited => self.record(&self.limited, writer, ended.server_time),
+                _ => self.record(&self.failed, writer, ended.server_time),
+            }
+        }
+        if ended.response_bytes > 0 {
+            writer.add(&self.response_bytes, ended.response_bytes);
+        }
+        if ended.bypassed {
+            writer.add(&self.bypassed, 1);
+        }
+        if ended.paired {
+            writer.add(&self.paired, 1);
+        }
+        // Last and with release: who sees the outcome sees the entry.
+        writer.publish(&self.outcomes[ended.outcome.index()]);
+    }
+
+    #[inline]
+    fn record(&self, histogram: &Histogram, writer: Writer, ns: u64) {
+        histogram.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
+    }
+}
+
+impl StreamCells {
+    fn record(&self, writer: Writer, ns: u64) {
+        writer.add(&self.sum_ns, ns);
+        writer.raise(&self.max_ns, ns);
+        writer.raise(&self.inverted_min_ns, u64::MAX - ns);
+        writer.publish(&self.ended);
+    }
+
+    /// All but `opened`.
+    fn read(&self) -> StreamCounts {
+        let ended = self.ended.load(Acquire);
+        let min_ns = u64::MAX - self.inverted_min_ns.load(Relaxed);
+        StreamCounts {
+            opened: 0,
+            ended,
+            sum_ns: self.sum_ns.load(Relaxed),
+            extremes_ns: (ended > 0).then(|| (min_ns, self.max_ns.load(Relaxed))),
+        }
+    }
+}
+
+impl RouteCounts {
+    /// Requests that ended this way.
+    #[must_use]
+    pub fn outcome(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome.index()]
+    }
+
+    /// Requests that have ended.
+    #[must_use]
+    pub fn recorded(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    /// Requests that have not.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.entered.saturating_sub(self.recorded())
+    }
+
+    /// Adds what another process, or another time, counted.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.entered += other.entered;
+        for (mine, theirs) in self.outcomes.iter_mut().zip(&other.outcomes) {
+            *mine += theirs;
+        }
+        self.paired += other.paired;
+        self.bypassed += other.bypassed;
+        self.response_bytes += other.response_bytes;
+        self.ok.merge(&other.ok);
+        self.first_byte.merge(&other.first_byte);
+        self.limited.merge(&other.limited);
+        self.failed.merge(&other.failed);
+        self.streams.merge(other.streams);
+    }
+
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let mut outcomes = self.outcomes;
+        for (now, then) in outcomes.iter_mut().zip(&earlier.outcomes) {
+            *now = now.saturating_sub(*then);
+        }
+        Self {
+            // In flight is entered less recorded: an interval keeps it by starting with what was in
+            // flight at its beginning.
+            entered: outcomes.iter().sum::<u64>() + self.in_flight(),
+            outcomes,
+            paired: self.paired.saturating_sub(earlier.paired),
+            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
+            response_bytes: self.response_bytes.saturating_sub(earlier.response_bytes),
+            ok: self.ok.since(&earlier.ok),
+            first_byte: self.first_byte.since(&earlier.first_byte),
+            limited: self.limited.since(&earlier.limited),
+            failed: self.failed.since(&earlier.failed),
+            streams: self.streams.since(earlier.streams),
+        }
+    }
+}
+
+impl StreamCounts {
+    /// Streams that have not ended.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.opened.saturating_sub(self.ended)
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.opened += other.opened;
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.extremes_ns = match (self.extremes_ns, other.extremes_ns) {
+            (Some((min, max)), Some((low, high))) => Some((min.min(low), max.max(high))),
+            (mine, None) if other.ended == 0 => mine,
+            (None, theirs) if self.ended == 0 => theirs,
+            _ => None,
+        };
+        self.ended += other.ended;
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        let ended = self.ended.saturating_sub(earlier.ended);
+        Self {
+            // As with requests: an interval starts with the streams that were open at its beginning.
+            opened: ended + self.open(),
+            ended,
+            sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns),
+            extremes_ns: self.extremes_ns.filter(|_| earlier.ended == 0),
+        }
+    }
+}
+
+impl LimiterCounts {
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.admitted += other.admitted;
+        self.limited += other.limited;
+        self.bypassed += other.bypassed;
+    }
+
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        Self {
+            admitted: self.admitted.saturating_sub(earlier.admitted),
+            limited: self.limited.saturating_sub(earlier.limited),
+            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
+        }
+    }
+}
