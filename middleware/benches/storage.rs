@@ -356,7 +356,6 @@ struct Pass {
 fn time<S: Storage>(stream: &[u64], records: usize, threads: usize) -> Pass {
     let storage = S::new(threads);
     let barrier = Barrier::new(threads);
-    let used = || ProcessUsage::now().cpu.unwrap_or_default();
     let one = |thread| {
         let mut write = storage.writer(thread);
         // Half-way round from each other: threads that share buckets shall not do so in step.
@@ -364,7 +363,7 @@ fn time<S: Storage>(stream: &[u64], records: usize, threads: usize) -> Pass {
         let stream = [ahead, behind].concat();
         record(&mut write, &stream, stream.len());
         barrier.wait();
-        let (used, started) = (used(), Instant::now());
+        let (used, started) = (processor_time(), Instant::now());
         record(&mut write, &stream, records);
         (started.elapsed(), used)
     };
@@ -373,7 +372,7 @@ fn time<S: Storage>(stream: &[u64], records: usize, threads: usize) -> Pass {
         let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || one(thread))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
-    let used_after = used();
+    let used_after = processor_time();
     assert_eq!(storage.read(), (threads * (records + stream.len())) as u64, "{}", S::NAME);
     let slowest = times.iter().map(|(elapsed, _)| *elapsed).max().expect("a thread");
     let used_before = times.iter().map(|(_, used)| *used).min().expect("a thread");
@@ -388,6 +387,8 @@ struct ReadPass {
     record_ns: f64,
     /// Median of one reading, in nanoseconds.
     reading_ns: f64,
+    /// How much of the time the writer had a processor to itself, in `[0, 1]`.
+    running: f64,
 }
 
 /// One thread records, another one reads a thousand times a second.
@@ -399,27 +400,40 @@ fn time_read<S: Storage>(stream: &[u64], records: usize) -> ReadPass {
             let mut write = storage.writer(0);
             record(&mut write, stream, stream.len());
             ready.wait();
-            let started = Instant::now();
+            let (used, started) = (processor_time(), Instant::now());
             record(&mut write, stream, records);
             let elapsed = started.elapsed();
             done.store(true, Relaxed);
-            elapsed
+            (elapsed, processor_time() - used)
         });
         ready.wait();
         let mut readings = Vec::new();
         let mut next = Instant::now();
-        while !done.load(Relaxed) {
+        loop {
             let started = Instant::now();
             black_box(storage.read());
             readings.push(nanos(started.elapsed()));
+            if done.load(Relaxed) {
+                break;
+            }
             next += READ_EVERY;
             thread::sleep(next.saturating_duration_since(Instant::now()));
         }
-        let elapsed = writer.join().expect("no panic");
-        ReadPass { record_ns: nanos(elapsed) / records as f64, reading_ns: median(readings) }
+        let (elapsed, used) = writer.join().expect("no panic");
+        ReadPass {
+            record_ns: nanos(elapsed) / records as f64,
+            reading_ns: median(readings),
+            // The reader's own time is in it: a percent at most.
+            running: nanos(used) / nanos(elapsed),
+        }
     });
     assert_eq!(storage.read(), (records + stream.len()) as u64, "{}", S::NAME);
     pass
+}
+
+/// What the process has used so far, all threads.
+fn processor_time() -> Duration {
+    ProcessUsage::now().cpu.expect("the system says")
 }
 
 /// The part of the command that callgrind runs.
@@ -514,14 +528,21 @@ impl Times {
         let (one, two) = loop {
             let time = |threads| (candidate.time)(stream, RECORDS, threads);
             let (one, two) = (time(1), time(2));
-            if one.running.min(two.running) >= UNDISTURBED || repeated == PATIENCE {
+            if one.running.min(two.running) >= UNDISTURBED || repeated >= PATIENCE {
                 break (one, two);
             }
             repeated += 1;
         };
         self.one_ns.push(one.record_ns);
         self.two_ns.push(two.record_ns);
-        self.read.push((candidate.time_read)(stream, READ_RECORDS));
+        let read = loop {
+            let read = (candidate.time_read)(stream, READ_RECORDS);
+            if read.running >= UNDISTURBED || repeated >= PATIENCE {
+                break read;
+            }
+            repeated += 1;
+        };
+        self.read.push(read);
         repeated
     }
 
