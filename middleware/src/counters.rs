@@ -1,8 +1,9 @@
 //! Everything that is counted, and how it is read.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{
             AtomicU64,
             Ordering::{Acquire, Relaxed},
@@ -58,6 +59,11 @@ pub(crate) struct Shard {
 
 /// A histogram that is there from its first value on.
 type Histogram = OnceLock<HistogramCells>;
+
+// What the documentation promises for the default precision.
+const _: () = assert!(
+    size_of::<Shard>() + 4 * Precision::TwoDigits.buckets() * size_of::<AtomicU64>() <= 64 * 1024
+);
 
 #[derive(Default)]
 struct StreamCells {
@@ -203,9 +209,18 @@ impl Counters {
         cell.fetch_add(1, Relaxed);
     }
 
-    /// Every route with its counters.
-    pub(crate) fn routes(&self) -> impl Iterator<Item = (&RouteKey, RouteCounts)> {
-        self.routes.iter().map(|(key, cells)| (key, cells.read()))
+    /// Every route with its counters. Those that have not changed since `earlier` are shared with it.
+    pub(crate) fn routes(
+        &self,
+        earlier: Option<&BTreeMap<RouteKey, Arc<RouteCounts>>>,
+    ) -> BTreeMap<RouteKey, Arc<RouteCounts>> {
+        let read = |(key, cells): &(RouteKey, RouteCells)| {
+            let unchanged = earlier
+                .and_then(|earlier| earlier.get(key))
+                .filter(|earlier| cells.progress() == earlier.progress());
+            (key.clone(), unchanged.cloned().unwrap_or_else(|| Arc::new(cells.read())))
+        };
+        self.routes.iter().map(read).collect()
     }
 
     /// The name of a route that was given an index here.
@@ -231,6 +246,18 @@ impl Counters {
 impl RouteCells {
     fn new() -> Self {
         Self { shards: Box::new([const { OnceLock::new() }; SLOTS]) }
+    }
+
+    /// What cannot stand still while anything is counted: requests and streams that began, and requests that
+    /// ended.
+    fn progress(&self) -> [u64; 3] {
+        let sum = |of: fn(&Shard) -> u64| {
+            self.shards.iter().filter_map(OnceLock::get).map(|shard| of(shard)).sum()
+        };
+        // Ends first: what they follow must not be missed.
+        let ended = sum(|shard| shard.outcomes.iter().map(|cell| cell.load(Acquire)).sum());
+        let opened = sum(|shard| shard.streams.opened.load(Relaxed));
+        [sum(|shard| shard.entered.load(Relaxed)), opened, ended]
     }
 
     fn read(&self) -> RouteCounts {
@@ -362,15 +389,31 @@ impl RouteCounts {
         self.entered.saturating_sub(self.recorded())
     }
 
+    /// See [`RouteCells::progress`].
+    pub(crate) fn progress(&self) -> [u64; 3] {
+        [self.entered, self.streams.opened, self.recorded()]
+    }
+
+    pub(crate) fn histograms_mut(&mut self) -> [&mut LatencyHistogram; 4] {
+        [&mut self.ok, &mut self.first_byte, &mut self.limited, &mut self.failed]
+    }
+
+    /// As if all requests had ended.
+    pub(crate) fn forget_in_flight(&mut self) {
+        self.entered = self.recorded();
+        self.streams.opened = self.streams.ended;
+    }
+
     /// Adds what another process, or another time, counted.
     pub(crate) fn merge(&mut self, other: &Self) {
-        self.entered += other.entered;
+        let add = |mine: &mut u64, theirs: u64| *mine = mine.saturating_add(theirs);
+        add(&mut self.entered, other.entered);
         for (mine, theirs) in self.outcomes.iter_mut().zip(&other.outcomes) {
-            *mine += theirs;
+            add(mine, *theirs);
         }
-        self.paired += other.paired;
-        self.bypassed += other.bypassed;
-        self.response_bytes += other.response_bytes;
+        add(&mut self.paired, other.paired);
+        add(&mut self.bypassed, other.bypassed);
+        add(&mut self.response_bytes, other.response_bytes);
         self.ok.merge(&other.ok);
         self.first_byte.merge(&other.first_byte);
         self.limited.merge(&other.limited);

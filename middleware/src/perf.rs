@@ -1,11 +1,14 @@
 //! The handle that a service keeps.
 
+use std::sync::Arc;
+
 use axum::Router;
 
 use crate::{
     bypass::{Bypass, BypassPolicy},
     endpoint,
     histogram::Precision,
+    history::{History, Window},
     layer::PerfLayer,
     recorder::Recorder,
     route::RouteKey,
@@ -27,6 +30,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Perf {
     recorder: Recorder,
+    history: Arc<History>,
 }
 
 impl Default for Perf {
@@ -55,7 +59,7 @@ impl Perf {
     }
 
     pub(crate) fn from_recorder(recorder: Recorder) -> Self {
-        Self { recorder }
+        Self { recorder, history: Arc::default() }
     }
 
     pub(crate) fn recorder(&self) -> &Recorder {
@@ -82,6 +86,7 @@ impl Perf {
     where
         S: Clone + Send + Sync + 'static,
     {
+        self.history.start(&self.recorder);
         endpoint::routes(self.clone())
     }
 
@@ -107,6 +112,18 @@ impl Perf {
     #[must_use]
     pub fn route_key(&self, route_id: u32) -> Option<&RouteKey> {
         self.recorder.route_key(route_id.into())
+    }
+
+    /// What was recorded lately: the last 10 s, minute or 5 min, and up to a tenth more. The figures say how
+    /// long exactly ([`PerfView::window_s`](crate::PerfView::window_s)).
+    ///
+    /// This takes a sample of the counters once a second, in a task that begins with the first call of this
+    /// or of [`routes`](Self::routes) in a tokio runtime: what came before is in no window. It ends with the
+    /// last handle, and requests pay nothing for it.
+    #[must_use]
+    pub fn window(&self, window: Window) -> Snapshot {
+        self.history.start(&self.recorder);
+        self.history.window(&self.recorder, window)
     }
 
     /// Everything recorded so far. Reading makes no request wait.

@@ -14,6 +14,18 @@ pub struct ProcessUsage {
 }
 
 impl ProcessUsage {
+    pub(crate) fn merge(&mut self, other: Self) {
+        let add = |mine: Option<u64>, theirs: Option<u64>| match (mine, theirs) {
+            (Some(mine), Some(theirs)) => Some(mine + theirs),
+            (mine, theirs) => mine.or(theirs),
+        };
+        self.rss_bytes = add(self.rss_bytes, other.rss_bytes);
+        self.cpu = match (self.cpu, other.cpu) {
+            (Some(mine), Some(theirs)) => Some(mine + theirs),
+            (mine, theirs) => mine.or(theirs),
+        };
+    }
+
     /// Asks the operating system.
     #[must_use]
     pub fn now() -> Self {
@@ -36,7 +48,7 @@ fn cpu_time() -> Option<Duration> {
 }
 
 /// The tokio runtime at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct RuntimeUsage {
     pub(crate) workers: usize,
     /// Added up over the workers, since the runtime was built.
@@ -46,6 +58,16 @@ pub(crate) struct RuntimeUsage {
 }
 
 impl RuntimeUsage {
+    pub(crate) fn merge(self, other: Self) -> Self {
+        Self {
+            workers: self.workers + other.workers,
+            // Of all workers, or of none.
+            busy: self.busy.zip(other.busy).map(|(mine, theirs)| mine + theirs),
+            global_queue_depth: self.global_queue_depth + other.global_queue_depth,
+            alive_tasks: self.alive_tasks + other.alive_tasks,
+        }
+    }
+
     /// Asks the runtime that the caller runs in, if it runs in one.
     pub(crate) fn now() -> Option<Self> {
         let metrics = Handle::try_current().ok()?.metrics();

@@ -1,41 +1,63 @@
 //! A point-in-time reading, and the form in which it is shown.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    counters::{LimiterCounts, RouteCounts, StreamCounts},
+    counters::{Counters, LimiterCounts, RouteCounts, StreamCounts},
     histogram::LatencySummary,
     outcome::Outcome,
     process::{ProcessUsage, RuntimeUsage},
-    recorder::Recorder,
     route::RouteKey,
+    stored::StoredSnapshot,
 };
 
 /// Everything that was recorded up to one moment, or between two.
 ///
-/// Counters never go back, so an interval is the difference of two snapshots: [`Snapshot::since`].
-#[derive(Clone, Debug)]
+/// Counters never go back, so an interval is the difference of two snapshots: [`Snapshot::since`]. The
+/// snapshots of several processes add up: [`Snapshot::merge`]. Serialised (`parallax.snapshot/1`), it
+/// is whole: what is read back is equal to what was written.
+///
+/// ```
+/// # use parallax_middleware::{Perf, Snapshot};
+/// # let perf = Perf::new();
+/// let json = serde_json::to_string(&perf.snapshot()).unwrap();
+/// // In another process:
+/// let mut fleet: Snapshot = serde_json::from_str(&json).unwrap();
+/// fleet.merge(&perf.snapshot());
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "StoredSnapshot", into = "StoredSnapshot")]
 pub struct Snapshot {
     /// Since the recorder was made.
-    uptime: Duration,
+    pub(crate) uptime: Duration,
     /// Length of the interval, for a difference.
-    window: Option<Duration>,
-    /// By name; routes without a request in the interval are left out of a difference.
-    routes: BTreeMap<RouteKey, RouteCounts>,
-    limiter: LimiterCounts,
-    process: ProcessUsage,
-    runtime: Option<RuntimeUsage>,
+    pub(crate) window: Option<Duration>,
+    /// By name; routes without a request in the interval are left out of a difference. Snapshots share what
+    /// did not change between them.
+    pub(crate) routes: BTreeMap<RouteKey, Arc<RouteCounts>>,
+    pub(crate) limiter: LimiterCounts,
+    pub(crate) process: ProcessUsage,
+    pub(crate) runtime: Option<RuntimeUsage>,
 }
 
 impl Snapshot {
-    pub(crate) fn take(recorder: &Recorder) -> Self {
+    pub(crate) fn take(counters: &Counters) -> Self {
+        Self::of(counters, counters.routes(None))
+    }
+
+    /// A snapshot that reads only what has changed since an earlier one of the same counters.
+    pub(crate) fn take_after(counters: &Counters, earlier: &Self) -> Self {
+        Self::of(counters, counters.routes(Some(&earlier.routes)))
+    }
+
+    fn of(counters: &Counters, routes: BTreeMap<RouteKey, Arc<RouteCounts>>) -> Self {
         Self {
-            uptime: recorder.uptime(),
+            uptime: counters.uptime(),
             window: None,
-            routes: recorder.routes().map(|(key, counts)| (key.clone(), counts)).collect(),
-            limiter: recorder.limiter(),
+            routes,
+            limiter: counters.limiter(),
             process: ProcessUsage::now(),
             runtime: RuntimeUsage::now(),
         }
@@ -45,24 +67,67 @@ impl Snapshot {
     /// of `self`.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let mut later = self.clone();
-        later.window = Some(self.uptime.saturating_sub(earlier.uptime));
-        for (key, counts) in &mut later.routes {
-            if let Some(before) = earlier.routes.get(key) {
-                *counts = counts.since(before);
-            }
-        }
-        later.routes.retain(|_, counts| counts.entered > 0 || counts.recorded() > 0);
-        later.limiter = later.limiter.since(&earlier.limiter);
-        if let (Some(now), Some(then)) = (&mut later.process.cpu, earlier.process.cpu) {
+        let interval = |(key, counts): (&RouteKey, &Arc<RouteCounts>)| {
+            let counts = match earlier.routes.get(key) {
+                None => counts.clone(),
+                Some(before) if Arc::ptr_eq(counts, before) && counts.in_flight() == 0 => {
+                    return None;
+                }
+                Some(before) => Arc::new(counts.since(before)),
+            };
+            (counts.entered > 0 || counts.recorded() > 0).then(|| (key.clone(), counts))
+        };
+        let mut process = self.process;
+        if let (Some(now), Some(then)) = (&mut process.cpu, earlier.process.cpu) {
             *now = now.saturating_sub(then);
         }
-        if let (Some(now), Some(then)) = (&mut later.runtime, &earlier.runtime)
+        let mut runtime = self.runtime;
+        if let (Some(now), Some(then)) = (&mut runtime, &earlier.runtime)
             && let (Some(now), Some(then)) = (&mut now.busy, then.busy)
         {
             *now = now.saturating_sub(then);
         }
-        later
+        Self {
+            uptime: self.uptime,
+            window: Some(self.uptime.saturating_sub(earlier.uptime)),
+            routes: self.routes.iter().filter_map(interval).collect(),
+            limiter: self.limiter.since(&earlier.limiter),
+            process,
+            runtime,
+        }
+    }
+
+    /// Adds what another process recorded. Counts, memory, processor time, workers and queues add up; of
+    /// the two uptimes, and of the two windows, the longer one stands.
+    pub fn merge(&mut self, other: &Self) {
+        for (key, counts) in &other.routes {
+            match self.routes.get_mut(key) {
+                Some(mine) => Arc::make_mut(mine).merge(counts),
+                None => {
+                    self.routes.insert(key.clone(), counts.clone());
+                }
+            }
+        }
+        self.limiter.merge(other.limiter);
+        self.uptime = self.uptime.max(other.uptime);
+        self.window = self.window.zip(other.window).map(|(mine, theirs)| mine.max(theirs));
+        self.process.merge(other.process);
+        self.runtime = match (self.runtime, other.runtime) {
+            (Some(mine), Some(theirs)) => Some(mine.merge(theirs)),
+            (mine, theirs) => mine.or(theirs),
+        };
+    }
+
+    /// Every route with its counters, by method and template.
+    pub fn routes(&self) -> impl Iterator<Item = (&RouteKey, &RouteCounts)> {
+        self.routes.iter().map(|(key, counts)| (key, &**counts))
+    }
+
+    /// The counters of one route: its method and its template, as [`RouteKey`] has them.
+    #[must_use]
+    pub fn route(&self, method: &str, template: &str) -> Option<&RouteCounts> {
+        let wanted = |key: &RouteKey| (key.method(), key.template()) == (method, template);
+        self.routes().find(|(key, _)| wanted(key)).map(|(_, counts)| counts)
     }
 
     /// Requests that entered the layer.
@@ -74,7 +139,7 @@ impl Snapshot {
     /// Requests that have an outcome.
     #[must_use]
     pub fn recorded(&self) -> u64 {
-        self.routes.values().map(RouteCounts::recorded).sum()
+        self.routes.values().map(|counts| counts.recorded()).sum()
     }
 
     /// Requests that carried a probe and have an outcome.

@@ -1,0 +1,332 @@
+//! The last seconds and minutes, from snapshots that are taken now and then: requests pay nothing for it.
+
+use std::{
+    collections::VecDeque,
+    fmt, mem,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    counters::{Counters, LimiterCounts, RouteCounts},
+    histogram::SparseHistogram,
+    process::RuntimeUsage,
+    route::RouteKey,
+    snapshot::Snapshot,
+};
+
+/// A stretch of time up to the present.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Window {
+    /// The last 10 s.
+    TenSeconds,
+    /// The last minute.
+    OneMinute,
+    /// The last 5 min.
+    FiveMinutes,
+}
+
+impl Window {
+    /// All of them, the shortest first.
+    pub const ALL: [Self; 3] = [Self::TenSeconds, Self::OneMinute, Self::FiveMinutes];
+
+    /// How long it is.
+    #[must_use]
+    pub fn length(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::TenSeconds => 10,
+            Self::OneMinute => 60,
+            Self::FiveMinutes => 300,
+        })
+    }
+
+    /// `10s`, `1m` or `5m`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TenSeconds => "10s",
+            Self::OneMinute => "1m",
+            Self::FiveMinutes => "5m",
+        }
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Window {
+    type Err = UnknownWindow;
+
+    fn from_str(name: &str) -> Result<Self, UnknownWindow> {
+        let found = Self::ALL.into_iter().find(|window| window.as_str() == name);
+        found.ok_or_else(|| UnknownWindow(name.to_owned()))
+    }
+}
+
+/// There is no window of this name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UnknownWindow(String);
+
+impl fmt::Display for UnknownWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "there is no window {:?}: ask for 10s, 1m or 5m", self.0)
+    }
+}
+
+impl std::error::Error for UnknownWindow {}
+
+/// From one sample to the next.
+const STEP: Duration = Duration::from_secs(1);
+/// Intervals that each level keeps; ten of a level's are a window.
+const KEPT: usize = 10;
+/// How many intervals of the level below make one: 1 s, 6 s, 30 s.
+const GROUPED: [usize; 2] = [6, 5];
+
+/// What was recorded lately, in intervals that get longer with age.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    levels: Mutex<Levels>,
+    /// Set by whoever starts the task that samples.
+    sampled: OnceLock<()>,
+}
+
+#[derive(Debug, Default)]
+struct Levels {
+    /// The last sample, from which the next interval begins.
+    latest: Option<Snapshot>,
+    /// The newest first.
+    levels: [VecDeque<Interval>; 3],
+    /// Intervals of each level that belong to no interval of the next one yet.
+    loose: [usize; 3],
+}
+
+/// What ended within a stretch of time. Small: what did not happen takes no room.
+#[derive(Debug, Default)]
+struct Interval {
+    length: Duration,
+    routes: Vec<(RouteKey, EndedCounts)>,
+    limiter: LimiterCounts,
+    cpu: Option<Duration>,
+    busy: Option<Duration>,
+}
+
+/// A route's counts, its histograms put away.
+#[derive(Debug)]
+struct EndedCounts {
+    /// With empty histograms.
+    counts: RouteCounts,
+    histograms: [SparseHistogram; 4],
+}
+
+impl History {
+    /// Samples once a second until `counters` are gone, in the runtime of the caller; without one, not yet.
+    pub(crate) fn start(self: &Arc<Self>, counters: &Arc<Counters>) {
+        if let Ok(runtime) = Handle::try_current()
+            && self.sampled.set(()).is_ok()
+        {
+            // The first sample, now: what comes is within a window from its first second on.
+            self.lock().sample(counters);
+            runtime.spawn(sample(Arc::downgrade(self), Arc::downgrade(counters)));
+        }
+    }
+
+    /// What was recorded within the window, or a little longer; less long, if sampling began later.
+    pub(crate) fn window(&self, counters: &Counters, window: Window) -> Snapshot {
+        self.lock().window(counters, window.length())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Levels> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn sample(history: Weak<History>, counters: Weak<Counters>) {
+    let mut ticks = interval(STEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (Some(history), Some(counters)) = (history.upgrade(), counters.upgrade()) else {
+            return;
+        };
+        history.lock().sample(&counters);
+    }
+}
+
+impl Levels {
+    fn sample(&mut self, counters: &Counters) {
+        let now = self.read(counters);
+        if let Some(latest) = &self.latest {
+            let interval = Interval::from(now.since(latest));
+            self.push(0, interval);
+        }
+        self.latest = Some(now);
+    }
+
+    /// The present, reading only what has changed since the last sample.
+    fn read(&self, counters: &Counters) -> Snapshot {
+        match &self.latest {
+            Some(latest) => Snapshot::take_after(counters, latest),
+            None => Snapshot::take(counters),
+        }
+    }
+
+    fn push(&mut self, level: usize, interval: Interval) {
+        self.levels[level].push_front(interval);
+        self.loose[level] += 1;
+        if GROUPED.get(level) == Some(&self.loose[level]) {
+            let runtime = Some(RuntimeUsage::default());
+            let mut whole = Snapshot { runtime, ..Snapshot::default() };
+            self.levels[level]
+                .iter()
+                .take(self.loose[level])
+                .for_each(|part| part.add_to(&mut whole));
+            self.loose[level] = 0;
+            self.push(level + 1, whole.into());
+        }
+        self.levels[level].truncate(KEPT);
+    }
+
+    fn window(&self, counters: &Counters, length: Duration) -> Snapshot {
+        let now = self.read(counters);
+        let mut whole = now.since(self.latest.as_ref().unwrap_or(&now));
+        for (level, intervals) in self.levels.iter().enumerate() {
+            let reach: Duration = intervals.iter().map(|interval| interval.length).sum();
+            // As much of each level as no longer interval holds yet; of one that reaches far enough, all.
+            let last = whole.window >= Some(length.saturating_sub(reach));
+            let loose = if last { intervals.len() } else { self.loose[level] };
+            for interval in intervals.iter().take(loose) {
+                if whole.window >= Some(length) {
+                    break;
+                }
+                interval.add_to(&mut whole);
+            }
+        }
+        whole
+    }
+}
+
+impl From<Snapshot> for Interval {
+    fn from(snapshot: Snapshot) -> Self {
+        let put_away = |(key, counts)| {
+            let mut counts: RouteCounts = Arc::unwrap_or_clone(counts);
+            // What is in flight ends in a later interval.
+            counts.forget_in_flight();
+            let histograms = counts.histograms_mut().map(|h| SparseHistogram::from(mem::take(h)));
+            (counts.progress() != [0; 3]).then_some((key, EndedCounts { counts, histograms }))
+        };
+        Self {
+            length: snapshot.window.unwrap_or_default(),
+            routes: snapshot.routes.into_iter().filter_map(put_away).collect(),
+            limiter: snapshot.limiter,
+            cpu: snapshot.process.cpu,
+            busy: snapshot.runtime.and_then(|runtime| runtime.busy),
+        }
+    }
+}
+
+impl Interval {
+    /// Adds what ended in this interval to a later one.
+    fn add_to(&self, later: &mut Snapshot) {
+        for (key, ended) in &self.routes {
+            let counts = Arc::make_mut(later.routes.entry(key.clone()).or_default());
+            counts.merge(&ended.counts);
+            for (to, from) in counts.histograms_mut().into_iter().zip(&ended.histograms) {
+                to.merge_sparse(from);
+            }
+        }
+        later.window = Some(later.window.unwrap_or_default() + self.length);
+        later.limiter.merge(self.limiter);
+        let add = |to: &mut Option<Duration>, from: Option<Duration>| {
+            *to = to.zip(from).map(|(to, from)| to + from).or(from);
+        };
+        add(&mut later.process.cpu, self.cpu);
+        if let Some(runtime) = &mut later.runtime {
+            add(&mut runtime.busy, self.busy);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, StatusCode};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{histogram::Precision, recorder::Recorder};
+
+    fn serve(recorder: &Recorder, path: &str) {
+        let mut recording = recorder.loan().take().expect("the recorder is there").enter(
+            &Method::GET,
+            Some(path),
+            None,
+        );
+        recording.end_at_head(StatusCode::OK);
+    }
+
+    /// Pretends that `interval` took so many seconds.
+    fn lasting(mut snapshot: Snapshot, seconds: u64) -> Snapshot {
+        snapshot.uptime = Duration::from_secs(seconds);
+        snapshot
+    }
+
+    #[test]
+    fn names_of_windows_are_read_and_others_are_explained() {
+        for window in Window::ALL {
+            assert_eq!(window.to_string().parse(), Ok(window));
+        }
+        let error = "1h".parse::<Window>().expect_err("there is none").to_string();
+        assert!(error.contains("\"1h\"") && error.contains("10s, 1m or 5m"), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_sampled_outside_a_runtime() {
+        let recorder = Recorder::new(8, Precision::default());
+        let history = Arc::new(History::default());
+        history.start(&recorder);
+        serve(&recorder, "/x");
+        let window = history.window(&recorder, Window::TenSeconds);
+        assert_eq!((window.recorded(), window.window), (0, Some(Duration::ZERO)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+
+        /// One sample a second, with so many requests since the one before.
+        #[test]
+        fn a_window_holds_what_its_seconds_held(seconds in prop::collection::vec(0_u64..4, 0..700)) {
+            let recorder = Recorder::new(8, Precision::default());
+            let mut levels = Levels { latest: Some(lasting(Snapshot::take(&recorder), 0)), ..Levels::default() };
+            for (n, requests) in seconds.iter().enumerate() {
+                for _ in 0..*requests {
+                    serve(&recorder, if n % 7 == 0 { "/sometimes" } else { "/x" });
+                }
+                let latest = levels.latest.take().expect("there is always one");
+                let now = lasting(Snapshot::take_after(&recorder, &latest), n as u64 + 1);
+                let interval = Interval::from(now.since(&latest));
+                levels.latest = Some(now);
+                levels.push(0, interval);
+            }
+            for window in Window::ALL {
+                let found = levels.window(&recorder, window.length());
+                let uptime = seconds.len() as u64;
+                let covered = found.window.expect("it is an interval").as_secs();
+                let (wanted, step) = (window.length().as_secs(), window.length().as_secs() / 10);
+                prop_assert!(covered >= wanted.min(uptime) && covered <= wanted + step, "{covered} s of {wanted}");
+                let held: u64 = seconds[(uptime - covered) as usize..].iter().sum();
+                prop_assert_eq!(found.recorded(), held);
+                let values: u64 = found.routes().map(|(_, counts)| counts.ok.count()).sum();
+                prop_assert_eq!(values, held);
+            }
+        }
+    }
+}
