@@ -17,7 +17,8 @@ use parallax_middleware::Outcome;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::support::{
-    rig::{Listening, Rig},
+    listening::Listening,
+    rig::Rig,
     wire::{Connection, Ended},
 };
 
