@@ -6,6 +6,8 @@ mod bodies;
 mod limiter;
 // How requests end: statuses, errors, cancellation, panics.
 mod outcomes;
+// What the services of these tests answer.
+mod responses;
 // Names of routes: nested, merged, fallbacks, layers inside and outside.
 mod routers;
 // The same over real connections, with clients that leave.

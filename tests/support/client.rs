@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::Future,
     mem,
+    ops::Deref,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
     thread,
@@ -38,31 +39,31 @@ pub(crate) enum Transport {
     Http2,
 }
 
+/// The transport that a test is at. If the test fails over it, this says so.
+#[derive(Debug)]
+pub(crate) struct Over(Transport);
+
 impl Transport {
-    /// Those that a client can cut.
-    pub(crate) const WIRES: [Self; 2] = [Self::Http1, Self::Http2];
-}
+    /// All of them, one after the other.
+    pub(crate) fn each() -> impl Iterator<Item = Over> {
+        [Self::InProcess, Self::Http1, Self::Http2].into_iter().map(Over)
+    }
 
-/// Runs a test over each of the transports; if it fails, the last line says over which.
-pub(crate) async fn over_each(test: impl AsyncFn(Transport)) {
-    over([Transport::InProcess, Transport::Http1, Transport::Http2], test).await;
-}
-
-/// Runs a test over some of the transports; if it fails, the last line says over which.
-pub(crate) async fn over(
-    transports: impl IntoIterator<Item = Transport>,
-    test: impl AsyncFn(Transport),
-) {
-    for transport in transports {
-        let _naming = Naming(transport);
-        test(transport).await;
+    /// Those with a connection, which can be cut.
+    pub(crate) fn wires() -> impl Iterator<Item = Over> {
+        [Self::Http1, Self::Http2].into_iter().map(Over)
     }
 }
 
-/// Names the transport of a test that fails.
-struct Naming(Transport);
+impl Deref for Over {
+    type Target = Transport;
 
-impl Drop for Naming {
+    fn deref(&self) -> &Transport {
+        &self.0
+    }
+}
+
+impl Drop for Over {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("this was over {:?}", self.0);
@@ -102,8 +103,8 @@ pub(crate) struct Broken(String);
 
 impl Client {
     /// Connects to a rig.
-    pub(crate) async fn new(rig: &Rig, transport: Transport) -> Self {
-        if transport == Transport::InProcess {
+    pub(crate) async fn new(rig: &Rig, transport: &Transport) -> Self {
+        if *transport == Transport::InProcess {
             return Self { rig: rig.clone(), link: Link::Call };
         }
         Self::of_server(rig, Arc::new(rig.listen().await), transport, None).await
@@ -113,7 +114,7 @@ impl Client {
     pub(crate) async fn of_server(
         rig: &Rig,
         server: Arc<Listening>,
-        transport: Transport,
+        transport: &Transport,
         windows: Option<Windows>,
     ) -> Self {
         let stream = TcpStream::connect(server.address()).await.expect("the server listens");
@@ -186,8 +187,9 @@ impl Client {
         self.open(request(method, path)).await.expect("it is answered")
     }
 
-    /// Sends a GET that must be answered, and reads the answer to its end: the status, and the body.
-    pub(crate) async fn get(&self, path: &str) -> (u16, Ended) {
+    /// Sends a GET that must be answered, and reads the answer as far as it goes: the status, and the
+    /// body.
+    pub(crate) async fn fetch(&self, path: &str) -> (u16, Ended) {
         let (head, body) = self.ask("GET", path).await.into_parts();
         (head.status.as_u16(), read(body).await)
     }
@@ -200,6 +202,11 @@ impl Client {
         self.rig.recorded(before + 1).await;
         let record = self.rig.records().pop().expect("this request is over");
         Answer { status: parts.status, headers: parts.headers, body, record }
+    }
+
+    /// [`send`](Self::send) a GET.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(request("GET", path)).await
     }
 
     /// Sends a request that is never answered, and takes it back once the service has it: when `n`
@@ -236,10 +243,10 @@ impl Drop for Client {
 }
 
 impl Sender {
-    fn transport(&self) -> Transport {
+    fn transport(&self) -> &'static Transport {
         match self {
-            Self::Http1(_) => Transport::Http1,
-            Self::Http2(_) => Transport::Http2,
+            Self::Http1(_) => &Transport::Http1,
+            Self::Http2(_) => &Transport::Http2,
         }
     }
 

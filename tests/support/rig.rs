@@ -118,7 +118,7 @@ impl Rig {
     }
 
     /// A client with a connection of its own to a server of its own.
-    pub(crate) async fn client(&self, transport: Transport) -> Client {
+    pub(crate) async fn client(&self, transport: &Transport) -> Client {
         Client::new(self, transport).await
     }
 

@@ -1,0 +1,130 @@
+//! One route for each kind of response.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, pending, ready},
+    io,
+    pin::Pin,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::Path,
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{CONTENT_LENGTH, TRAILER},
+    },
+    routing::{get, post},
+};
+use futures_util::{Stream, StreamExt, stream};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Frame;
+
+pub(crate) type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, io::Error>> + Send>>;
+
+/// The trailer that the routes with trailers send.
+pub(crate) const SUM: HeaderName = HeaderName::from_static("x-sum");
+
+/// What [`routes`] breaks off after.
+pub(crate) const SO_FAR: &str = "so far";
+
+pub(crate) async fn panics() -> StatusCode {
+    panic!("a handler that panics")
+}
+
+/// 1 KiB, again and again.
+pub(crate) fn endless() -> Chunks {
+    Box::pin(stream::repeat_with(|| Ok(Bytes::from_static(&[b'x'; 1024]))))
+}
+
+/// A chunk, and then whatever `end` says.
+pub(crate) fn so_far<F>(end: F) -> Body
+where
+    F: Future<Output = Result<Bytes, io::Error>> + Send + 'static,
+{
+    let chunk = stream::once(async { Ok(Bytes::from_static(SO_FAR.as_bytes())) });
+    Body::from_stream(chunk.chain(stream::once(end)))
+}
+
+fn sum() -> Ready<Option<Result<HeaderMap, Infallible>>> {
+    ready(Some(Ok(HeaderMap::from_iter([(SUM, HeaderValue::from_static("7"))]))))
+}
+
+/// Frames as a gRPC server sends them: data, and trailers as the last.
+fn frames_with_trailers() -> Body {
+    let data = || Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"some text")));
+    let trailers = HeaderMap::from_iter([(SUM, HeaderValue::from_static("7"))]);
+    Body::new(StreamBody::new(stream::iter([data(), data(), Ok(Frame::trailers(trailers))])))
+}
+
+pub(crate) fn routes() -> Router {
+    Router::new()
+        .merge(whole())
+        .merge(empty())
+        .merge(broken())
+        .route("/echo", post(async |body: Bytes| body))
+        .route("/ignore", post(async || "not read"))
+}
+
+fn whole() -> Router {
+    let announced = [(TRAILER, HeaderValue::from_name(SUM))];
+    Router::new()
+        .route("/text", get(async || "some text"))
+        .route("/stream", get(async || Body::from_stream(endless().take(100))))
+        .route(
+            "/file",
+            get(async || ([(CONTENT_LENGTH, "102400")], Body::from_stream(endless().take(100)))),
+        )
+        .route(
+            "/refused",
+            get(async || (StatusCode::BAD_REQUEST, Body::from_stream(endless().take(1)))),
+        )
+        .route(
+            "/trailers/unsized",
+            get({
+                let announced = announced.clone();
+                async || (announced, frames_with_trailers())
+            }),
+        )
+        .route(
+            "/trailers/sized",
+            get({
+                let announced = announced.clone();
+                async || (announced, Body::new(Full::from("some text").with_trailers(sum())))
+            }),
+        )
+        .route(
+            "/trailers/alone",
+            get(async || (announced, Body::new(Empty::<Bytes>::new().with_trailers(sum())))),
+        )
+}
+
+/// Responses without a body, of which some do not know it.
+fn empty() -> Router {
+    Router::new()
+        .route("/no-content", get(async || StatusCode::NO_CONTENT))
+        .route("/not-modified", get(async || StatusCode::NOT_MODIFIED))
+        .route("/empty", get(async || ""))
+        .route("/ended", get(async || Body::from_stream(endless().take(0))))
+        .route(
+            "/proxied/{status}",
+            get(async |Path(status): Path<u16>| {
+                // As a proxy hands it on: a stream that does not know that it has nothing to say.
+                let status = StatusCode::from_u16(status).expect("a status");
+                let length = (status == StatusCode::OK).then_some([(CONTENT_LENGTH, "0")]);
+                (status, length, Body::from_stream(endless().take(0)))
+            }),
+        )
+}
+
+/// Responses that do not end, or not well.
+fn broken() -> Router {
+    Router::new()
+        .route("/never", get(pending::<StatusCode>))
+        .route("/endless", get(async || Body::from_stream(endless())))
+        .route("/stuck", get(async || so_far(pending())))
+        .route("/breaks", get(async || so_far(ready(Err(io::Error::other("the source is gone"))))))
+        .route("/panics", get(panics))
+        .route("/panics/later", get(async || so_far(async { panic!("a body that panics") })))
+}
