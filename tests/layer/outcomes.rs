@@ -158,19 +158,6 @@ async fn times_are_those_of_the_request_exactly() {
     rig.assert_recorded(&[("GET /slow", Outcome::Ok, 1)]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_client_that_gives_up_counts_as_cancelled_with_the_time_until_then() {
-    let rig = Rig::around(Router::new().route("/never", get(pending::<StatusCode>)));
-    let patience = Duration::from_millis(40);
-    tokio::time::timeout(patience, rig.open(request("GET", "/never")))
-        .await
-        .expect_err("the handler never answers");
-    let record = rig.records().pop().expect("it is over");
-    assert_eq!(record.outcome, Outcome::Cancelled);
-    assert_eq!((record.first_byte, record.server_time), (None, patience));
-    rig.assert_recorded(&[("GET /never", Outcome::Cancelled, 1)]);
-}
-
 #[tokio::test]
 async fn requests_are_in_flight_until_they_end() {
     let rig = Rig::around(

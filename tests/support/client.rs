@@ -224,6 +224,12 @@ impl Client {
         tasks.end().shutdown().await;
     }
 
+    /// Asks the server to stop when it has answered what it has begun, and returns what waits for that.
+    pub(crate) fn shut_down(&self) -> impl Future<Output = ()> + use<> {
+        let Link::Wire { server, .. } = &self.link else { panic!("there is no server") };
+        server.shut_down()
+    }
+
     /// Does the server, or hyper's client, consider the connection closed?
     pub(crate) async fn is_closed(&self) -> bool {
         match &self.link {

@@ -18,7 +18,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
 use crate::support::wire::Connection;
@@ -36,7 +36,10 @@ pub(crate) enum App {
 pub(crate) struct Listening {
     address: SocketAddr,
     task: JoinHandle<()>,
-    goodbye: Option<oneshot::Sender<()>>,
+    /// Set once, to say that the server should stop.
+    goodbye: watch::Sender<bool>,
+    /// Closed when it has.
+    gone: watch::Receiver<()>,
 }
 
 impl App {
@@ -47,8 +50,10 @@ impl App {
         let listener = listener.tap_io(|stream| {
             stream.set_nodelay(true).expect("it is connected");
         });
-        let (goodbye, said) = oneshot::channel();
+        let (goodbye, said) = watch::channel(false);
+        let (running, gone) = watch::channel(());
         let task = tokio::spawn(async move {
+            let _running = running;
             match self {
                 Self::Router(router) => axum::serve(listener, router)
                     .with_graceful_shutdown(goodbye_of(said))
@@ -57,13 +62,13 @@ impl App {
                 Self::Service(service) => serve(listener, service).await,
             }
         });
-        Listening { address, task, goodbye: Some(goodbye) }
+        Listening { address, task, goodbye, gone }
     }
 }
 
 /// A server that is merely dropped says no goodbye.
-async fn goodbye_of(said: oneshot::Receiver<()>) {
-    if said.await.is_err() {
+async fn goodbye_of(mut said: watch::Receiver<bool>) {
+    if said.wait_for(|said| *said).await.is_err() {
         pending().await
     }
 }
@@ -97,10 +102,13 @@ impl Listening {
     }
 
     /// Asks the server to stop when it has answered what it has begun, and returns what waits for that.
-    pub(crate) fn shut_down(mut self) -> impl Future<Output = ()> {
-        let goodbye = self.goodbye.take().expect("it is said only here");
-        goodbye.send(()).expect("the server listens");
-        async move { (&mut self.task).await.expect("the server does not panic") }
+    pub(crate) fn shut_down(&self) -> impl Future<Output = ()> + use<> {
+        self.goodbye.send_replace(true);
+        let mut gone = self.gone.clone();
+        async move {
+            // An error is what is waited for: the sender is dropped with the server.
+            let _ = gone.changed().await;
+        }
     }
 }
 

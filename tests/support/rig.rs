@@ -140,6 +140,16 @@ impl Rig {
         .await;
     }
 
+    /// Waits until every request that has reached the layer is over.
+    pub(crate) async fn settled(&self) {
+        eventually("no request is in flight", async || {
+            let snapshot = self.perf.snapshot();
+            let paired = self.records().len() as u64 >= snapshot.paired();
+            (snapshot.recorded() == snapshot.entered() && paired).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until `n` requests have reached the layer, over or not.
     pub(crate) async fn entered(&self, n: u64) {
         eventually(&format!("{n} requests are in the layer"), async || {
