@@ -1,7 +1,12 @@
-//! The layer around real axum routers, with every kind of handler.
+//! Every way in which a request can end, in process and over real HTTP/1.1 and HTTP/2 connections.
 
 // Bodies: sized, streamed, empty, half read, broken.
 mod bodies;
+// Memory: what strangers send takes none.
+mod bounded;
+// What one protocol has and the other has not.
+mod http1;
+mod http2;
 // Clients that leave, at every moment.
 mod leaving;
 // The way past a limiter.
@@ -14,8 +19,6 @@ mod panics;
 mod responses;
 // Names of routes: nested, merged, fallbacks, layers inside and outside.
 mod routers;
-// The same over real connections, with clients that leave.
-mod wire;
 // Services that are no routers: errors, and waiting for readiness.
 mod services;
 // WebSockets, tunnels and other protocols that a request can turn into.

@@ -69,7 +69,7 @@ impl App {
 /// A server that is merely dropped says no goodbye.
 async fn goodbye_of(mut said: watch::Receiver<bool>) {
     if said.wait_for(|said| *said).await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }
 
@@ -114,6 +114,9 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.task.abort();
+        // A server that was asked to stop does so by itself, when its connections have ended.
+        if !*self.goodbye.borrow() {
+            self.task.abort();
+        }
     }
 }
