@@ -5,11 +5,12 @@ use std::{
     future::{Ready, pending, ready},
     io,
     pin::Pin,
+    task::{Context, Poll},
 };
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     extract::Path,
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
@@ -45,6 +46,25 @@ where
 {
     let chunk = stream::once(async { Ok(Bytes::from_static(SO_FAR.as_bytes())) });
     Body::from_stream(chunk.chain(stream::once(end)))
+}
+
+/// A body that has ended before anybody looks, and names no length.
+struct AtItsEnd;
+
+impl HttpBody for AtItsEnd {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
+    }
 }
 
 fn sum() -> Ready<Option<Result<HeaderMap, Infallible>>> {
@@ -106,7 +126,8 @@ fn empty() -> Router {
         .route("/no-content", get(async || StatusCode::NO_CONTENT))
         .route("/not-modified", get(async || StatusCode::NOT_MODIFIED))
         .route("/empty", get(async || ""))
-        .route("/ended", get(async || Body::from_stream(endless().take(0))))
+        .route("/ended", get(async || Body::new(AtItsEnd)))
+        .route("/nothing", get(async || Body::from_stream(endless().take(0))))
         .route(
             "/proxied/{status}",
             get(async |Path(status): Path<u16>| {

@@ -23,7 +23,7 @@ use crate::support::{
     rig::{Rig, request},
 };
 
-/// Fails at the call, if its path says so.
+/// Fails at the call, if the path says so.
 #[derive(Clone)]
 struct Failing;
 
@@ -39,6 +39,7 @@ impl Service<Request> for Failing {
     fn call(&mut self, request: Request) -> Self::Future {
         ready(match request.uri().path() {
             "/fails" => Err(io::Error::other("it fails")),
+            "/panics" => panic!("a service that panics when it is called"),
             _ => Ok(Response::new(Body::from("some text"))),
         })
     }
@@ -88,6 +89,21 @@ async fn an_error_of_the_service_is_a_server_error_without_a_first_byte() {
             ("* (unmatched)", Outcome::Ok, 1),
         ])
         .await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_call_itself_counts_as_panicked() {
+    for over in Transport::each() {
+        let perf = Perf::new();
+        let rig =
+            Rig::of_service(&perf, ServiceBuilder::new().layer(perf.layer()).service(Failing));
+        let client = rig.client(&over).await;
+        client.open(request("GET", "/panics")).await.expect_err("there is no response");
+        rig.assert_ends(&[("* (unmatched)", Outcome::Panicked, 1)]).await;
+        assert_eq!(rig.records()[0].first_byte, None);
+        let client = survivor(client, &over).await;
+        assert_eq!(client.get("/text").await.body, "some text");
     }
 }
 
