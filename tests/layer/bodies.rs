@@ -200,6 +200,20 @@ async fn a_body_that_breaks_off_is_a_server_error_though_its_head_said_200() {
 }
 
 #[tokio::test]
+async fn a_body_that_ends_short_of_the_length_it_promised_is_a_server_error() {
+    for over in Transport::each() {
+        let rig = Rig::around(routes());
+        let client = rig.client(&over).await;
+        let response = client.ask("GET", "/short").await;
+        let ended = read(response.into_body()).await;
+        // Who counts sees that it is not whole.
+        assert_eq!(matches!(ended, Ended::Whole(_)), *over == Transport::InProcess);
+        rig.assert_ends(&[("GET /short", Outcome::ServerError, 1)]).await;
+        assert_eq!(rig.row("GET /short").response_bytes, 99 * 1024);
+    }
+}
+
+#[tokio::test]
 async fn head_is_a_success_without_a_body() {
     for over in Transport::each() {
         let rig = Rig::around(routes());

@@ -146,6 +146,10 @@ fn broken() -> Router {
         .route("/endless", get(async || Body::from_stream(endless())))
         .route("/stuck", get(async || so_far(pending())))
         .route("/breaks", get(async || so_far(ready(Err(io::Error::other("the source is gone"))))))
+        .route(
+            "/short",
+            get(async || ([(CONTENT_LENGTH, "102400")], Body::from_stream(endless().take(99)))),
+        )
         .route("/panics", get(panics))
         .route("/panics/later", get(async || so_far(async { panic!("a body that panics") })))
 }
