@@ -2,7 +2,7 @@
 
 // Bodies: sized, streamed, empty, half read, broken.
 mod bodies;
-// Memory: what strangers send takes none.
+// Memory: what strangers send takes none, what many routes take has an end.
 mod bounded;
 // What one protocol has and the other has not.
 mod http1;

@@ -1,4 +1,4 @@
-//! What strangers send takes no memory: no path and no method of theirs gets a row.
+//! Memory: what strangers send takes none, and a service with many routes takes only so much.
 
 use axum::{
     Router,
@@ -9,6 +9,8 @@ use axum::{
 use futures_util::FutureExt;
 use parallax_middleware::{Outcome, Perf};
 use tower::{Service, ServiceExt};
+
+use crate::support::rig::Rig;
 
 /// How many different paths and methods are sent.
 const DISTINCT: u64 = 200_000;
@@ -44,4 +46,24 @@ async fn paths_and_methods_that_nobody_knows_add_nothing_however_many_there_are(
     let snapshot = perf.snapshot();
     assert_eq!(snapshot.entered(), 2 * DISTINCT);
     assert_eq!(snapshot.outcome(Outcome::ClientError), 2 * DISTINCT);
+}
+
+#[tokio::test]
+async fn past_512_routes_those_that_come_later_share_a_row() {
+    const ROUTES: usize = 600;
+    let routes = (0..ROUTES).fold(Router::new(), |routes, n| {
+        routes.route(&format!("/route-{n}/{{id}}"), get(async || "an item"))
+    });
+    let rig = Rig::around(routes);
+    // Twice: a route that came too late stays too late, one that came in time stays in time.
+    for n in (0..ROUTES).chain(0..ROUTES) {
+        assert_eq!(rig.get(&format!("/route-{n}/7")).await.status, StatusCode::OK);
+    }
+    rig.get("/nowhere").await;
+    let rows = rig.perf.snapshot().view().routes;
+    assert_eq!(rows.len(), 512 + 2);
+    assert_eq!(rig.row("* (other)").outcomes.ok, 2 * (ROUTES as u64 - 512));
+    assert_eq!(rig.row("* (unmatched)").outcomes.client_error, 1);
+    let own = rows.iter().filter(|row| row.method == "GET" && row.outcomes.ok == 2);
+    assert_eq!(own.count(), 512);
 }
