@@ -21,5 +21,7 @@ mod responses;
 mod routers;
 // Services that are no routers: errors, and waiting for readiness.
 mod services;
+// Server-sent events: counted apart.
+mod streams;
 // WebSockets, tunnels and other protocols that a request can turn into.
 mod upgrades;

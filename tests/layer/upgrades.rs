@@ -8,7 +8,7 @@ use axum::{
         ws::{Message, WebSocket, WebSocketUpgrade},
     },
     http::{
-        StatusCode,
+        Method, StatusCode,
         header::{CONNECTION, UPGRADE},
     },
     response::{IntoResponse, Response},
@@ -28,7 +28,10 @@ use tokio_tungstenite::{
     tungstenite::{self, protocol::Role},
 };
 
-use crate::support::{client::Transport, rig::Rig};
+use crate::{
+    layer::responses::endless,
+    support::{client::Transport, rig::Rig},
+};
 
 /// Sends back what it gets, until the client says goodbye.
 async fn echo(mut socket: WebSocket) {
@@ -39,9 +42,29 @@ async fn echo(mut socket: WebSocket) {
     }
 }
 
-/// Sends back what it gets, byte by byte, in a protocol without a name.
+/// Changes to a protocol without a name.
 async fn plain(mut request: Request) -> Response {
-    let upgraded = upgrade::on(&mut request);
+    echo_bytes(&mut request);
+    let head = [(CONNECTION, "upgrade"), (UPGRADE, "parallax")];
+    (StatusCode::SWITCHING_PROTOCOLS, head).into_response()
+}
+
+/// Opens tunnels to one place alone.
+async fn tunnel(mut request: Request) -> Response {
+    if request.method() != Method::CONNECT {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    if request.uri().host() != Some("example.org") {
+        return (StatusCode::FORBIDDEN, "not there").into_response();
+    }
+    echo_bytes(&mut request);
+    // As a proxy hands it on; what follows the head belongs to the tunnel, and nobody reads this.
+    Body::from_stream(endless()).into_response()
+}
+
+/// Takes the connection over and sends back what it gets, byte by byte.
+fn echo_bytes(request: &mut Request) {
+    let upgraded = upgrade::on(request);
     tokio::spawn(async move {
         // In process there is no connection to take over.
         if let Ok(upgraded) = upgraded.await {
@@ -50,14 +73,13 @@ async fn plain(mut request: Request) -> Response {
             let _ = copy(&mut read, &mut write).await;
         }
     });
-    let head = [(CONNECTION, "upgrade"), (UPGRADE, "parallax")];
-    (StatusCode::SWITCHING_PROTOCOLS, head).into_response()
 }
 
 fn routes() -> Router {
     Router::new()
         .route("/ws", any(async |upgrade: WebSocketUpgrade| upgrade.on_upgrade(echo)))
         .route("/plain", get(plain))
+        .fallback(tunnel)
 }
 
 fn plain_upgrade() -> Request {
@@ -137,6 +159,40 @@ async fn an_upgrade_to_any_protocol_ends_with_its_head() {
             assert_tunnels(response).await;
         }
         rig.assert_recorded(&[("GET /plain", Outcome::Ok, 1)]);
+    }
+}
+
+/// Asks for a tunnel to a place that has an address but no path.
+fn connect(address: &str) -> Request {
+    Request::connect(address).body(Body::empty()).expect("a valid request")
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_its_request_with_the_head() {
+    for over in Transport::each() {
+        let rig = Rig::around(routes());
+        let client = rig.client(&over).await;
+        let response = client.open(connect("example.org:443")).await.expect("it is answered");
+        assert_eq!(response.status(), StatusCode::OK);
+        rig.assert_ends(&[("* (unmatched)", Outcome::Ok, 1)]).await;
+        if *over != Transport::InProcess {
+            assert_tunnels(response).await;
+        }
+        rig.assert_recorded(&[("* (unmatched)", Outcome::Ok, 1)]);
+        let record = &rig.records()[0];
+        assert_eq!(record.first_byte, Some(record.server_time));
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_refused_has_a_body_as_any_other_response() {
+    for over in Transport::each() {
+        let rig = Rig::around(routes());
+        let client = rig.client(&over).await;
+        let answer = client.send(connect("example.com:443")).await;
+        assert_eq!((answer.status, &answer.body[..]), (StatusCode::FORBIDDEN, &b"not there"[..]));
+        rig.assert_ends(&[("* (unmatched)", Outcome::ClientError, 1)]).await;
+        assert_eq!(rig.row("* (unmatched)").response_bytes, 9);
     }
 }
 

@@ -244,12 +244,22 @@ fn assert_consistent(row: &RouteView) {
     let name = name(row);
     assert_eq!(row.in_flight, 0, "{name}");
     assert_eq!(row.requests, ok + limited + failed, "{name}");
-    // Only successes are in the success latency; rejections and failures have their own.
-    assert_eq!(row.latency.count, ok, "{name}");
-    assert_eq!(row.time_to_first_byte.count, ok, "{name}");
-    assert_eq!(row.limited_latency.count, limited, "{name}");
-    assert_eq!(row.failed_latency.count, failed, "{name}");
-    assert!(row.time_to_first_byte.max_us <= row.latency.max_us, "{name}");
+    let streams = row.streams.as_ref();
+    let (opened, open) = streams.map_or((0, 0), |streams| (streams.opened, streams.open));
+    assert_eq!(open, 0, "{name}");
+    assert_eq!(streams.map_or(0, |streams| streams.duration.count), opened, "{name}");
+    // Only successes are in the success latency; rejections and failures have their own, and so have
+    // event streams, however they end.
+    let timed = row.latency.count + row.limited_latency.count + row.failed_latency.count;
+    assert_eq!(timed + opened, row.requests, "{name}");
+    // Heads that were followed by a success, and those of streams, which are not waited for.
+    assert_eq!(row.time_to_first_byte.count, row.latency.count + opened, "{name}");
+    if opened == 0 {
+        assert_eq!(row.latency.count, ok, "{name}");
+        assert_eq!(row.limited_latency.count, limited, "{name}");
+        assert_eq!(row.failed_latency.count, failed, "{name}");
+        assert!(row.time_to_first_byte.max_us <= row.latency.max_us, "{name}");
+    }
 }
 
 /// A request without a body.
