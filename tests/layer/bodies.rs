@@ -127,6 +127,63 @@ async fn a_stream_is_complete_at_its_end_whether_its_length_was_known_or_not() {
 }
 
 #[tokio::test]
+async fn a_body_of_known_length_is_complete_though_it_comes_late_or_in_parts() {
+    for over in Transport::each() {
+        let rig = Rig::around(routes());
+        let client = rig.client(&over).await;
+        for path in ["/known/halves", "/known/late"] {
+            let answer = client.get(path).await;
+            assert_eq!(answer.body, "halfhalf", "{path}");
+            assert_eq!(answer.headers[CONTENT_LENGTH], "8", "{path}");
+            assert_eq!(rig.row(&format!("GET {path}")).response_bytes, 8, "{path}");
+        }
+        rig.assert_ends(&[
+            ("GET /known/halves", Outcome::Ok, 1),
+            ("GET /known/late", Outcome::Ok, 1),
+        ])
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_known_length_can_break_off_or_panic_at_its_first_byte() {
+    for over in Transport::each() {
+        let rig = Rig::around(routes());
+        let client = rig.client(&over).await;
+        for path in ["/known/breaks", "/known/panics"] {
+            let client = client.another().await;
+            // Whether the head goes out before that is the server's affair.
+            if let Ok(response) = client.open(request("GET", path)).await {
+                assert_eq!(read(response.into_body()).await, Ended::BrokeOff(Vec::new()), "{path}");
+            }
+        }
+        rig.assert_ends(&[
+            ("GET /known/breaks", Outcome::ServerError, 1),
+            ("GET /known/panics", Outcome::Panicked, 1),
+        ])
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_of_known_length_that_is_dropped_half_way_is_cancelled() {
+    let rig = Rig::around(routes());
+    for path in ["/known/halves", "/known/late"] {
+        let mut body = rig.open(request("GET", path)).await.into_body();
+        assert_eq!(body.size_hint().exact(), Some(8), "{path}");
+        body.frame().await.expect("there is one").expect("it does not break off");
+        assert_eq!(body.size_hint().exact(), Some(4), "{path}");
+        assert_eq!(rig.row(&format!("GET {path}")).in_flight, 1, "{path}");
+        drop(body);
+        assert_eq!(rig.row(&format!("GET {path}")).response_bytes, 4, "{path}");
+    }
+    rig.assert_recorded(&[
+        ("GET /known/halves", Outcome::Cancelled, 1),
+        ("GET /known/late", Outcome::Cancelled, 1),
+    ]);
+}
+
+#[tokio::test]
 async fn the_body_of_an_error_is_read_to_its_end_too() {
     for over in Transport::each() {
         let rig = Rig::around(routes());

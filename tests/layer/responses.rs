@@ -2,10 +2,10 @@
 
 use std::{
     convert::Infallible,
-    future::{Ready, pending, ready},
+    future::{self, Ready, pending},
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum::{
@@ -20,7 +20,8 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, SizeHint};
+use tokio::task::yield_now;
 
 pub(crate) type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, io::Error>> + Send>>;
 
@@ -67,8 +68,38 @@ impl HttpBody for AtItsEnd {
     }
 }
 
+/// A body that knows its length, as a file or an array of buffers does.
+struct Known {
+    length: u64,
+    inner: Body,
+}
+
+impl HttpBody for Known {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            self.length -= data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.length == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.length)
+    }
+}
+
 fn sum() -> Ready<Option<Result<HeaderMap, Infallible>>> {
-    ready(Some(Ok(HeaderMap::from_iter([(SUM, HeaderValue::from_static("7"))]))))
+    future::ready(Some(Ok(HeaderMap::from_iter([(SUM, HeaderValue::from_static("7"))]))))
 }
 
 /// Frames as a gRPC server sends them: data, and trailers as the last.
@@ -83,6 +114,7 @@ pub(crate) fn routes() -> Router {
         .merge(whole())
         .merge(empty())
         .merge(broken())
+        .merge(known())
         .route("/echo", post(async |body: Bytes| body))
         .route("/ignore", post(async || "not read"))
 }
@@ -139,13 +171,44 @@ fn empty() -> Router {
         )
 }
 
+/// Bodies that know their length, however they come to it.
+fn known() -> Router {
+    let known = |chunks: Chunks| Body::new(Known { length: 8, inner: Body::from_stream(chunks) });
+    fn half() -> Result<Bytes, io::Error> {
+        Ok(Bytes::from_static(b"half"))
+    }
+    Router::new()
+        .route("/known/halves", get(async move || known(stream::iter([half(), half()]).boxed())))
+        .route(
+            "/known/late",
+            get(async move || {
+                let late = stream::repeat(()).then(async |()| {
+                    yield_now().await;
+                    half()
+                });
+                known(late.take(2).boxed())
+            }),
+        )
+        .route(
+            "/known/breaks",
+            get(async move || known(stream::iter([Err(io::Error::other("gone"))]).boxed())),
+        )
+        .route(
+            "/known/panics",
+            get(async move || known(stream::once(async { panic!("a body that panics") }).boxed())),
+        )
+}
+
 /// Responses that do not end, or not well.
 fn broken() -> Router {
     Router::new()
         .route("/never", get(pending::<StatusCode>))
         .route("/endless", get(async || Body::from_stream(endless())))
         .route("/stuck", get(async || so_far(pending())))
-        .route("/breaks", get(async || so_far(ready(Err(io::Error::other("the source is gone"))))))
+        .route(
+            "/breaks",
+            get(async || so_far(future::ready(Err(io::Error::other("the source is gone"))))),
+        )
         .route(
             "/short",
             get(async || ([(CONTENT_LENGTH, "102400")], Body::from_stream(endless().take(99)))),
