@@ -1,12 +1,27 @@
-//! The layer around real axum routers, with every kind of handler.
+//! Every way in which a request can end, in process and over real HTTP/1.1 and HTTP/2 connections.
 
 // Bodies: sized, streamed, empty, half read, broken.
 mod bodies;
+// Memory: what strangers send takes none, what many routes take has an end.
+mod bounded;
+// What one protocol has and the other has not.
+mod http1;
+mod http2;
+// Clients that leave, at every moment.
+mod leaving;
 // The way past a limiter.
 mod limiter;
 // How requests end: statuses, errors, cancellation, panics.
 mod outcomes;
+// Panics of handlers and of bodies, caught and uncaught.
+mod panics;
+// What the services of these tests answer.
+mod responses;
 // Names of routes: nested, merged, fallbacks, layers inside and outside.
 mod routers;
-// The same over real connections, with clients that leave.
-mod wire;
+// Services that are no routers: errors, and waiting for readiness.
+mod services;
+// Server-sent events: counted apart.
+mod streams;
+// WebSockets, tunnels and other protocols that a request can turn into.
+mod upgrades;

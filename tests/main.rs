@@ -12,5 +12,5 @@ mod perf_endpoint;
 mod report;
 // The private servers themselves: they start, and they are gone afterwards.
 mod servers;
-// What the tests share: routers under the layer, an HTTP/1.1 client, private servers.
+// What the tests share: services under the layer, clients of HTTP/1.1 and HTTP/2, private servers.
 mod support;

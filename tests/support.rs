@@ -1,5 +1,7 @@
 //! What the tests share.
 
+pub(crate) mod client;
+pub(crate) mod listening;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod rig;

@@ -5,16 +5,19 @@ use std::{future::pending, time::Duration};
 use axum::{
     Router,
     body::Body,
-    http::{Method, StatusCode},
+    extract::Path,
+    http::{Method, Request, StatusCode},
     response::Redirect,
     routing::{any, get, post},
 };
 use futures_util::future::join_all;
-use parallax_middleware::{Outcome, Perf};
+use parallax_middleware::Outcome;
 use tokio::{task::yield_now, time::sleep};
-use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::support::rig::{Rig, request};
+use crate::support::{
+    client::Transport,
+    rig::{Rig, request},
+};
 
 async fn panics() -> StatusCode {
     panic!("a handler that panics")
@@ -22,98 +25,121 @@ async fn panics() -> StatusCode {
 
 #[tokio::test]
 async fn each_status_counts_as_its_outcome() {
-    let rig = Rig::around(Router::new().route(
-        "/status/{code}",
-        get(async |axum::extract::Path(code): axum::extract::Path<u16>| {
-            (StatusCode::from_u16(code).expect("in range"), "said")
-        }),
-    ));
-    for (code, outcome) in [
-        (200, Outcome::Ok),
-        (201, Outcome::Ok),
-        (302, Outcome::Ok),
-        (400, Outcome::ClientError),
-        (404, Outcome::ClientError),
-        (422, Outcome::ClientError),
-        (429, Outcome::Limited),
-        (500, Outcome::ServerError),
-        (503, Outcome::ServerError),
-    ] {
-        let answer = rig.get(&format!("/status/{code}")).await;
-        assert_eq!(answer.status.as_u16(), code);
-        assert_eq!(answer.record.outcome, outcome, "{code}");
-        assert!(answer.record.first_byte.is_some(), "{code}");
+    for over in Transport::each() {
+        let rig = Rig::around(Router::new().route(
+            "/status/{code}",
+            get(async |Path(code): Path<u16>| {
+                (StatusCode::from_u16(code).expect("in range"), "said")
+            }),
+        ));
+        let client = rig.client(&over).await;
+        for (code, outcome) in [
+            (200, Outcome::Ok),
+            (201, Outcome::Ok),
+            (302, Outcome::Ok),
+            (400, Outcome::ClientError),
+            (404, Outcome::ClientError),
+            (422, Outcome::ClientError),
+            (429, Outcome::Limited),
+            (500, Outcome::ServerError),
+            (503, Outcome::ServerError),
+        ] {
+            let answer = client.get(&format!("/status/{code}")).await;
+            assert_eq!(answer.status.as_u16(), code);
+            assert_eq!(answer.record.outcome, outcome, "{code}");
+            assert!(answer.record.first_byte.is_some(), "{code}");
+        }
+        rig.assert_ends(&[
+            ("GET /status/{code}", Outcome::Ok, 3),
+            ("GET /status/{code}", Outcome::ClientError, 3),
+            ("GET /status/{code}", Outcome::Limited, 1),
+            ("GET /status/{code}", Outcome::ServerError, 2),
+        ])
+        .await;
     }
-    rig.assert_recorded(&[
-        ("GET /status/{code}", Outcome::Ok, 3),
-        ("GET /status/{code}", Outcome::ClientError, 3),
-        ("GET /status/{code}", Outcome::Limited, 1),
-        ("GET /status/{code}", Outcome::ServerError, 2),
-    ]);
 }
 
 #[tokio::test]
 async fn a_redirect_is_a_success() {
-    let rig = Rig::around(Router::new().route("/old", get(async || Redirect::permanent("/new"))));
-    assert_eq!(rig.get("/old").await.status, StatusCode::PERMANENT_REDIRECT);
-    rig.assert_recorded(&[("GET /old", Outcome::Ok, 1)]);
+    for over in Transport::each() {
+        let rig =
+            Rig::around(Router::new().route("/old", get(async || Redirect::permanent("/new"))));
+        let client = rig.client(&over).await;
+        assert_eq!(client.get("/old").await.status, StatusCode::PERMANENT_REDIRECT);
+        rig.assert_ends(&[("GET /old", Outcome::Ok, 1)]).await;
+    }
 }
 
 #[tokio::test]
 async fn what_no_route_matches_shares_one_row_whatever_its_path_and_method() {
-    let rig = Rig::around(Router::new().route("/", get(async || "home")));
-    for n in 0..50 {
-        let method = ["GET", "POST", "BREW", "PROPFIND"][n % 4];
-        let answer = rig.send(request(method, &format!("/wp-admin/{n}.php"))).await;
-        assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    for over in Transport::each() {
+        let rig = Rig::around(Router::new().route("/", get(async || "home")));
+        let client = rig.client(&over).await;
+        for n in 0..50 {
+            let method = ["GET", "POST", "BREW", "PROPFIND"][n % 4];
+            let answer = client.send(request(method, &format!("/wp-admin/{n}.php"))).await;
+            assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        }
+        rig.assert_ends(&[("* (unmatched)", Outcome::ClientError, 50)]).await;
     }
-    rig.assert_recorded(&[("* (unmatched)", Outcome::ClientError, 50)]);
 }
 
 #[tokio::test]
 async fn a_wrong_method_counts_for_its_route() {
-    let rig = Rig::around(Router::new().route("/items/{id}", get(async || "an item")));
-    let answer = rig.send(request("DELETE", "/items/7")).await;
-    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
-    rig.send(request("BREW", "/items/7")).await;
-    rig.assert_recorded(&[
-        ("DELETE /items/{id}", Outcome::ClientError, 1),
-        ("_OTHER /items/{id}", Outcome::ClientError, 1),
-    ]);
+    for over in Transport::each() {
+        let rig = Rig::around(Router::new().route("/items/{id}", get(async || "an item")));
+        let client = rig.client(&over).await;
+        let answer = client.send(request("DELETE", "/items/7")).await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+        client.send(request("BREW", "/items/7")).await;
+        rig.assert_ends(&[
+            ("DELETE /items/{id}", Outcome::ClientError, 1),
+            ("_OTHER /items/{id}", Outcome::ClientError, 1),
+        ])
+        .await;
+    }
 }
 
 #[tokio::test]
 async fn methods_have_rows_of_their_own() {
-    let rig = Rig::around(Router::new().route("/x", any(async || "said")));
-    for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::OPTIONS] {
-        rig.send(request(method.as_str(), "/x")).await;
+    for over in Transport::each() {
+        let rig = Rig::around(Router::new().route("/x", any(async || "said")));
+        let client = rig.client(&over).await;
+        for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::OPTIONS] {
+            client.send(request(method.as_str(), "/x")).await;
+        }
+        rig.assert_ends(&[
+            ("GET /x", Outcome::Ok, 1),
+            ("POST /x", Outcome::Ok, 1),
+            ("PUT /x", Outcome::Ok, 1),
+            ("PATCH /x", Outcome::Ok, 1),
+            ("OPTIONS /x", Outcome::Ok, 1),
+        ])
+        .await;
     }
-    rig.assert_recorded(&[
-        ("GET /x", Outcome::Ok, 1),
-        ("POST /x", Outcome::Ok, 1),
-        ("PUT /x", Outcome::Ok, 1),
-        ("PATCH /x", Outcome::Ok, 1),
-        ("OPTIONS /x", Outcome::Ok, 1),
-    ]);
 }
 
 #[tokio::test]
 async fn an_extractor_that_refuses_the_request_is_a_client_error() {
-    let rig = Rig::around(Router::new().route(
-        "/items",
-        post(async |axum::Json(ids): axum::Json<Vec<u64>>| ids.len().to_string()),
-    ));
-    let send = async |body: &str| {
-        let json = axum::http::Request::post("/items").header("content-type", "application/json");
-        rig.send(json.body(Body::from(body.to_owned())).expect("a valid request")).await
-    };
-    assert_eq!(send("[1,2]").await.body, "2");
-    assert_eq!(send("[1,").await.status, StatusCode::BAD_REQUEST);
-    assert_eq!(send("{}").await.status, StatusCode::UNPROCESSABLE_ENTITY);
-    rig.assert_recorded(&[
-        ("POST /items", Outcome::Ok, 1),
-        ("POST /items", Outcome::ClientError, 2),
-    ]);
+    for over in Transport::each() {
+        let rig = Rig::around(Router::new().route(
+            "/items",
+            post(async |axum::Json(ids): axum::Json<Vec<u64>>| ids.len().to_string()),
+        ));
+        let client = rig.client(&over).await;
+        let send = async |body: &str| {
+            let json = Request::post("/items").header("content-type", "application/json");
+            client.send(json.body(Body::from(body.to_owned())).expect("a valid request")).await
+        };
+        assert_eq!(send("[1,2]").await.body, "2");
+        assert_eq!(send("[1,").await.status, StatusCode::BAD_REQUEST);
+        assert_eq!(send("{}").await.status, StatusCode::UNPROCESSABLE_ENTITY);
+        rig.assert_ends(&[
+            ("POST /items", Outcome::Ok, 1),
+            ("POST /items", Outcome::ClientError, 2),
+        ])
+        .await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,19 +156,6 @@ async fn times_are_those_of_the_request_exactly() {
     assert_eq!(record.server_time, Duration::from_millis(250));
     assert_eq!(rig.row("GET /slow").latency.max_us, Some(250_000.0));
     rig.assert_recorded(&[("GET /slow", Outcome::Ok, 1)]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_gives_up_counts_as_cancelled_with_the_time_until_then() {
-    let rig = Rig::around(Router::new().route("/never", get(pending::<StatusCode>)));
-    let patience = Duration::from_millis(40);
-    tokio::time::timeout(patience, rig.open(request("GET", "/never")))
-        .await
-        .expect_err("the handler never answers");
-    let record = rig.records().pop().expect("it is over");
-    assert_eq!(record.outcome, Outcome::Cancelled);
-    assert_eq!((record.first_byte, record.server_time), (None, patience));
-    rig.assert_recorded(&[("GET /never", Outcome::Cancelled, 1)]);
 }
 
 #[tokio::test]
@@ -168,38 +181,6 @@ async fn requests_are_in_flight_until_they_end() {
     }
     join_all(waiting).await;
     rig.assert_recorded(&[("GET /never", Outcome::Cancelled, 20), ("GET /now", Outcome::Ok, 1)]);
-}
-
-#[tokio::test]
-async fn a_panic_that_nothing_catches_counts_as_panicked() {
-    let rig = Rig::around(Router::new().route("/panics", get(panics)));
-    for _ in 0..3 {
-        let rig = rig.clone();
-        tokio::spawn(async move { rig.open(request("GET", "/panics")).await.status() })
-            .await
-            .expect_err("the panic goes on outwards");
-    }
-    assert!(rig.records().iter().all(|record| record.first_byte.is_none()));
-    rig.assert_recorded(&[("GET /panics", Outcome::Panicked, 3)]);
-}
-
-#[tokio::test]
-async fn a_panic_caught_outside_the_layer_still_counts_as_panicked() {
-    let perf = Perf::new();
-    let app = Router::new().route("/panics", get(panics)).layer(perf.layer());
-    let rig = Rig::new(&perf, app.layer(CatchPanicLayer::new()));
-    assert_eq!(rig.get("/panics").await.status, StatusCode::INTERNAL_SERVER_ERROR);
-    rig.assert_recorded(&[("GET /panics", Outcome::Panicked, 1)]);
-}
-
-#[tokio::test]
-async fn a_panic_caught_inside_the_layer_is_the_error_that_the_client_gets() {
-    let rig =
-        Rig::around(Router::new().route("/panics", get(panics)).layer(CatchPanicLayer::new()));
-    let answer = rig.get("/panics").await;
-    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-    assert_eq!(answer.record.outcome, Outcome::ServerError);
-    rig.assert_recorded(&[("GET /panics", Outcome::ServerError, 1)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

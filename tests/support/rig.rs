@@ -1,32 +1,35 @@
-//! A router under the layer, and everything that both sides know about the requests to it.
+//! A service under the layer, and everything that both sides know about the requests to it.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::Request,
     http::{HeaderMap, StatusCode},
-    middleware::map_request,
+    response::Response,
 };
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use parallax_middleware::{
     LoadMark, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
 };
-use tokio::{net::TcpListener, task::JoinHandle};
-use tower::ServiceExt;
+use tower::{
+    BoxError, Service, ServiceExt,
+    util::{BoxCloneSyncService, MapRequestLayer},
+};
 
-use crate::support::{eventually, wire::Connection};
+use crate::support::{
+    client::{Client, Transport},
+    eventually,
+    listening::{App, Listening},
+};
 
-/// A router under the layer. Every request that goes through it carries a probe.
+/// A service under the layer. Every request that goes through it carries a probe.
 #[derive(Clone)]
 pub(crate) struct Rig {
     pub(crate) perf: Perf,
-    app: Router,
+    app: App,
     source: ProbeSource,
     probes: Arc<Mutex<Vec<Probe>>>,
 }
@@ -49,14 +52,30 @@ impl Rig {
 
     /// Takes a router that carries the layer of `perf` already.
     pub(crate) fn new(perf: &Perf, app: Router) -> Self {
+        Self::with(perf, App::Router(app))
+    }
+
+    /// Takes a service that is no router and carries the layer of `perf` already.
+    pub(crate) fn of_service<S, B>(perf: &Perf, service: S) -> Self
+    where
+        S: Service<Request, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let boxed =
+            service.map_response(|response| response.map(Body::new)).map_err(axum::Error::new);
+        Self::with(perf, App::Service(BoxCloneSyncService::new(boxed)))
+    }
+
+    fn with(perf: &Perf, app: App) -> Self {
         Self { perf: perf.clone(), app, source: ProbeSource::new(), probes: Arc::default() }
     }
 
     /// Calls the router in process and hands the response out as it comes, unread.
-    pub(crate) async fn open(&self, mut request: Request) -> axum::response::Response {
-        self.mark(&mut request);
-        let Ok(response) = self.app.clone().oneshot(request).await;
-        response
+    pub(crate) async fn open(&self, request: Request) -> Response {
+        self.call(request).await.expect("routers do not fail")
     }
 
     /// Calls the router in process and drains the body, which must be whole.
@@ -72,20 +91,35 @@ impl Rig {
         self.send(request("GET", path)).await
     }
 
-    /// Serves the router on a port of its own, until the returned value is dropped.
+    /// Calls the service in process.
+    pub(crate) async fn call(&self, mut request: Request) -> Result<Response, axum::Error> {
+        self.mark(&mut request);
+        match self.app.clone() {
+            App::Router(router) => router.oneshot(request).await.map_err(axum::Error::new),
+            App::Service(service) => service.oneshot(request).await,
+        }
+    }
+
+    /// Serves on a port of its own, until the returned value is dropped.
     pub(crate) async fn listen(&self) -> Listening {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
-        let address = listener.local_addr().expect("it is bound");
         let rig = self.clone();
         // Nothing that comes over a connection can bring a probe: one is put in at the server's end.
-        let app = self.app.clone().layer(map_request(move |mut request: Request| {
+        let add_probe = move |mut request: Request| {
             rig.mark(&mut request);
-            async move { request }
-        }));
-        let task = tokio::spawn(async move {
-            axum::serve(listener, app).await.expect("it serves until it is aborted");
-        });
-        Listening { address, task }
+            request
+        };
+        let app = match self.app.clone() {
+            App::Router(router) => App::Router(router.layer(MapRequestLayer::new(add_probe))),
+            App::Service(service) => {
+                App::Service(BoxCloneSyncService::new(service.map_request(add_probe)))
+            }
+        };
+        app.listen().await
+    }
+
+    /// A client with a connection of its own to a server of its own.
+    pub(crate) async fn client(&self, transport: &Transport) -> Client {
+        Client::new(self, transport).await
     }
 
     /// What the server recorded, in the order of the requests; those that are not over are left out.
@@ -98,7 +132,28 @@ impl Rig {
     /// connection is gone.
     pub(crate) async fn recorded(&self, n: u64) {
         eventually(&format!("{n} requests are recorded"), async || {
-            (self.perf.snapshot().recorded() >= n).then_some(())
+            let snapshot = self.perf.snapshot();
+            // A request's own record follows the sums.
+            let paired = self.records().len() as u64 >= snapshot.paired();
+            (snapshot.recorded() >= n && paired).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until every request that has reached the layer is over.
+    pub(crate) async fn settled(&self) {
+        eventually("no request is in flight", async || {
+            let snapshot = self.perf.snapshot();
+            let paired = self.records().len() as u64 >= snapshot.paired();
+            (snapshot.recorded() == snapshot.entered() && paired).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until `n` requests have reached the layer, over or not.
+    pub(crate) async fn entered(&self, n: u64) {
+        eventually(&format!("{n} requests are in the layer"), async || {
+            (self.perf.snapshot().entered() >= n).then_some(())
         })
         .await;
     }
@@ -110,6 +165,13 @@ impl Rig {
         rows.into_iter()
             .find(|row| name(row) == route)
             .unwrap_or_else(|| panic!("no row {route:?} among {known:?}"))
+    }
+
+    /// Waits until as many requests are over as are expected, and asserts that they are those:
+    /// [`assert_recorded`](Self::assert_recorded).
+    pub(crate) async fn assert_ends(&self, expected: &[(&str, Outcome, u64)]) {
+        self.recorded(expected.iter().map(|(.., n)| n).sum()).await;
+        self.assert_recorded(expected);
     }
 
     /// Asserts that the requests recorded so far, all of them over, are exactly these: route, outcome,
@@ -182,30 +244,21 @@ fn assert_consistent(row: &RouteView) {
     let name = name(row);
     assert_eq!(row.in_flight, 0, "{name}");
     assert_eq!(row.requests, ok + limited + failed, "{name}");
-    // Only successes are in the success latency; rejections and failures have their own.
-    assert_eq!(row.latency.count, ok, "{name}");
-    assert_eq!(row.time_to_first_byte.count, ok, "{name}");
-    assert_eq!(row.limited_latency.count, limited, "{name}");
-    assert_eq!(row.failed_latency.count, failed, "{name}");
-    assert!(row.time_to_first_byte.max_us <= row.latency.max_us, "{name}");
-}
-
-/// A router that is being served. Dropped, it takes no more connections.
-pub(crate) struct Listening {
-    address: SocketAddr,
-    task: JoinHandle<()>,
-}
-
-impl Listening {
-    /// A new connection.
-    pub(crate) async fn connect(&self) -> Connection {
-        Connection::open(self.address).await
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.task.abort();
+    let streams = row.streams.as_ref();
+    let (opened, open) = streams.map_or((0, 0), |streams| (streams.opened, streams.open));
+    assert_eq!(open, 0, "{name}");
+    assert_eq!(streams.map_or(0, |streams| streams.duration.count), opened, "{name}");
+    // Only successes are in the success latency; rejections and failures have their own, and so have
+    // event streams, however they end.
+    let timed = row.latency.count + row.limited_latency.count + row.failed_latency.count;
+    assert_eq!(timed + opened, row.requests, "{name}");
+    // Heads that were followed by a success, and those of streams, which are not waited for.
+    assert_eq!(row.time_to_first_byte.count, row.latency.count + opened, "{name}");
+    if opened == 0 {
+        assert_eq!(row.latency.count, ok, "{name}");
+        assert_eq!(row.limited_latency.count, limited, "{name}");
+        assert_eq!(row.failed_latency.count, failed, "{name}");
+        assert!(row.time_to_first_byte.max_us <= row.latency.max_us, "{name}");
     }
 }
 

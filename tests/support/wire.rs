@@ -104,6 +104,17 @@ impl Connection {
         self.buffer.is_empty() && !self.receive().await
     }
 
+    /// Reads whatever comes until the server ends the connection.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        while self.receive().await {}
+        self.buffer.split().to_vec()
+    }
+
+    /// Has nothing more to send, and goes on reading.
+    pub(crate) async fn finish(&mut self) {
+        self.stream.shutdown().await.expect("it is connected");
+    }
+
     async fn sized(&mut self, length: usize) -> Ended {
         while self.buffer.len() < length {
             if !self.receive().await {
