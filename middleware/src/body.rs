@@ -59,6 +59,17 @@ pub(crate) struct PerfBody {
     pub(crate) remaining: Option<u64>,
 }
 
+impl PerfBody {
+    /// How the request ends if the body ends here.
+    fn at_end(&self) -> Outcome {
+        match self.remaining {
+            // Short of what the head promised: the client sees it break off.
+            Some(1..) => Outcome::ServerError,
+            Some(0) | None => self.outcome,
+        }
+    }
+}
+
 impl From<PerfBody> for Body {
     /// The one allocation that a request costs. As a body of the very type that axum uses inside, so that
     /// axum does not box it again.
@@ -85,7 +96,7 @@ impl HttpBody for PerfBody {
             None => ready!(this.recording.guard(|| inner.poll_frame(cx))),
         };
         match &frame {
-            None => this.recording.end(this.outcome),
+            None => this.recording.end(this.at_end()),
             Some(Err(_)) => this.recording.end(Outcome::ServerError),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
@@ -93,9 +104,10 @@ impl HttpBody for PerfBody {
                     this.recording.add_bytes(bytes);
                     this.remaining = this.remaining.map(|rest| rest.saturating_sub(bytes));
                 }
-                // A server that knows the length drops the body here, without asking for its end.
-                if this.remaining == Some(0) || this.inner.is_end_stream() {
-                    this.recording.end(this.outcome);
+                // A server that knows the length drops the body here, without asking for its end, and after
+                // trailers, which are the last frame.
+                if this.remaining == Some(0) || frame.is_trailers() || this.inner.is_end_stream() {
+                    this.recording.end(this.at_end());
                 }
             }
         }
