@@ -9,15 +9,26 @@
 #![allow(missing_docs, reason = "a benchmark has no API")]
 
 use std::{
-    env, fmt::Write as _, fs, hint::black_box, path::Path, process::Command, sync::Barrier, thread,
+    env,
+    fmt::Write as _,
+    fs,
+    hint::black_box,
+    path::Path,
+    pin::Pin,
+    process::Command,
+    sync::{Arc, Barrier},
+    task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
 use axum::{Router, body::Body, routing::get};
-use http::{Request, Uri};
+use bytes::Bytes;
+use http::{Request, Response, Uri};
 use http_body::Body as _;
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
 use parallax_middleware::{LoadMark, Perf, Probe, ProbeSource};
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::Service;
 
@@ -31,6 +42,7 @@ const COUNTED: usize = 10_000;
 enum Candidate {
     Bare,
     Empty,
+    Passing,
     Parallax,
     ParallaxProbe,
     Trace,
@@ -39,9 +51,10 @@ enum Candidate {
 }
 
 impl Candidate {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Bare,
         Self::Empty,
+        Self::Passing,
         Self::Parallax,
         Self::ParallaxProbe,
         Self::Trace,
@@ -53,6 +66,7 @@ impl Candidate {
         match self {
             Self::Bare => "bare router",
             Self::Empty => "empty layer",
+            Self::Passing => "a layer that only passes on",
             Self::Parallax => "Parallax",
             Self::ParallaxProbe => "Parallax, paired",
             Self::Trace => "tower-http TraceLayer",
@@ -69,6 +83,7 @@ impl Candidate {
         let router = match self {
             Self::Bare => router,
             Self::Empty => router.layer(tower::layer::util::Identity::new()),
+            Self::Passing => router.layer(tower::layer::layer_fn(Passing)),
             // With its endpoint, as in a service.
             Self::Parallax | Self::ParallaxProbe => {
                 let perf = Perf::new();
@@ -83,6 +98,94 @@ impl Candidate {
         };
         router.with_state(())
     }
+}
+
+/// What every layer needs that looks at responses: a service and a future of its own. It does nothing.
+#[derive(Clone)]
+struct Passing<S>(S);
+
+impl<S, R> Service<Request<R>> for Passing<S>
+where
+    S: Service<Request<R>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = PassingFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<R>) -> Self::Future {
+        PassingFuture { inner: self.0.call(request) }
+    }
+}
+
+pin_project! {
+    struct PassingFuture<F> {
+        #[pin]
+        inner: F,
+    }
+}
+
+impl<F, E> Future for PassingFuture<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().inner.poll(cx).map(|result| result.map(|response| response.map(Body::new)))
+    }
+}
+
+/// What the layer does for each request that can be timed apart, and what it costs here: nanoseconds.
+fn parts() -> [(&'static str, f64); 4] {
+    let clock = quanta::Clock::new();
+    let reference = Arc::new([0_u64; 16]);
+    let weak = Arc::downgrade(&reference);
+    let text = Bytes::from_static(b"some text");
+    [
+        (
+            "two readings of the clock, and what lies between",
+            each(|| {
+                let entered = clock.raw();
+                black_box(clock.delta_as_nanos(black_box(entered), clock.raw()));
+            }),
+        ),
+        (
+            "a reference of its own to the counters, and back",
+            each(|| {
+                black_box(weak.upgrade());
+            }),
+        ),
+        (
+            "the text in a body of its own again, once it is known to be whole",
+            each(|| {
+                drop(black_box(Body::from(text.clone())));
+            }),
+        ),
+        ("looking into the request for a mark and for the route's template", {
+            let mut extensions = http::Extensions::new();
+            extensions.insert(0_u32);
+            extensions.insert(0_u64);
+            each(|| {
+                black_box(extensions.get_mut::<LoadMark>().is_some());
+                black_box(black_box(&extensions).get::<u64>());
+            })
+        }),
+    ]
+}
+
+/// Nanoseconds for one of many.
+fn each(mut part: impl FnMut()) -> f64 {
+    const TIMES: u32 = 200_000;
+    let round = |_| {
+        let started = Instant::now();
+        (0..TIMES).for_each(|_| part());
+        started.elapsed().as_secs_f64() * 1e9 / f64::from(TIMES)
+    };
+    median((0..ROUNDS).map(round).collect())
 }
 
 /// Sends requests into a router from this thread, and drains the answers.
@@ -274,18 +377,24 @@ fn main() {
             );
         }
     }
-    print!("{table}");
+    let mut parts_table = String::from("| part | ns |\n|---|---:|\n");
+    for (part, ns) in parts() {
+        let _ = writeln!(parts_table, "| {part} | {ns:.0} |");
+    }
+    print!("{table}\n{parts_table}");
     if names.is_empty() {
-        write_table(&table);
+        write_table("overhead", &table);
+        write_table("parts", &parts_table);
     }
 }
 
-/// Puts the table between the markers of the page.
-fn write_table(table: &str) {
+/// Puts a table between its markers in the page.
+fn write_table(name: &str, table: &str) {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
     let text = fs::read_to_string(&page).expect("the page is there");
-    let (before, rest) = text.split_once("<!-- overhead -->").expect("the first marker");
-    let (_, after) = rest.split_once("<!-- /overhead -->").expect("the second marker");
-    fs::write(&page, format!("{before}<!-- overhead -->\n{table}<!-- /overhead -->{after}"))
+    let (first, last) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
+    let (before, rest) = text.split_once(&first).expect("the first marker");
+    let (_, after) = rest.split_once(&last).expect("the second marker");
+    fs::write(&page, format!("{before}{first}\n{table}{last}{after}"))
         .expect("the page can be written");
 }

@@ -81,8 +81,6 @@ impl Clock {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     /// Nanoseconds that `clock` sees pass while 20 ms do, with bounds from the kernel's clock.

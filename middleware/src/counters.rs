@@ -380,7 +380,7 @@ impl RouteCounts {
     /// Requests that have ended.
     #[must_use]
     pub fn recorded(&self) -> u64 {
-        self.outcomes.iter().sum()
+        self.outcomes.iter().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
     /// Requests that have not.
@@ -429,7 +429,7 @@ impl RouteCounts {
         Self {
             // In flight is entered less recorded: an interval keeps it by starting with what was in
             // flight at its beginning.
-            entered: outcomes.iter().sum::<u64>() + self.in_flight(),
+            entered: outcomes.iter().fold(self.in_flight(), |sum, n| sum.saturating_add(*n)),
             outcomes,
             paired: self.paired.saturating_sub(earlier.paired),
             bypassed: self.bypassed.saturating_sub(earlier.bypassed),
@@ -451,7 +451,7 @@ impl StreamCounts {
     }
 
     fn merge(&mut self, other: Self) {
-        self.opened += other.opened;
+        self.opened = self.opened.saturating_add(other.opened);
         self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.extremes_ns = match (self.extremes_ns, other.extremes_ns) {
             (Some((min, max)), Some((low, high))) => Some((min.min(low), max.max(high))),
@@ -459,14 +459,14 @@ impl StreamCounts {
             (None, theirs) if self.ended == 0 => theirs,
             _ => None,
         };
-        self.ended += other.ended;
+        self.ended = self.ended.saturating_add(other.ended);
     }
 
     fn since(self, earlier: Self) -> Self {
         let ended = self.ended.saturating_sub(earlier.ended);
         Self {
             // As with requests: an interval starts with the streams that were open at its beginning.
-            opened: ended + self.open(),
+            opened: ended.saturating_add(self.open()),
             ended,
             sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns),
             extremes_ns: self.extremes_ns.filter(|_| earlier.ended == 0),
@@ -476,9 +476,9 @@ impl StreamCounts {
 
 impl LimiterCounts {
     pub(crate) fn merge(&mut self, other: Self) {
-        self.admitted += other.admitted;
-        self.limited += other.limited;
-        self.bypassed += other.bypassed;
+        self.admitted = self.admitted.saturating_add(other.admitted);
+        self.limited = self.limited.saturating_add(other.limited);
+        self.bypassed = self.bypassed.saturating_add(other.bypassed);
     }
 
     pub(crate) fn since(&self, earlier: &Self) -> Self {

@@ -53,7 +53,6 @@ impl Perf {
     ///
     /// let perf = Perf::builder().route_cap(2_000).precision(Precision::ThreeDigits).build();
     /// ```
-    #[must_use]
     pub fn builder() -> PerfBuilder {
         PerfBuilder { route_cap: 512, precision: Precision::default() }
     }

@@ -133,8 +133,7 @@ impl Probe {
     pub(crate) fn fill(self, recorder: &LocalRecorder, record: ServerRecord) {
         let answered_by = &self.cell.source.answered_by;
         // One load once it is known; the handle is made for the first probe only.
-        let perf =
-            answered_by.get_or_init(|| Perf::from_recorder(Recorder::of(Arc::clone(recorder))));
+        let perf = answered_by.get_or_init(|| Perf::from_recorder(Recorder::of(recorder)));
         // A second layer's route indices mean nothing to the first's handle: the first one is believed.
         if perf.recorder().same_as(recorder) {
             // Taken out of the request on entry, so nobody else can have filled it.

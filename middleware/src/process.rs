@@ -15,13 +15,12 @@ pub struct ProcessUsage {
 
 impl ProcessUsage {
     pub(crate) fn merge(&mut self, other: Self) {
-        let add = |mine: Option<u64>, theirs: Option<u64>| match (mine, theirs) {
-            (Some(mine), Some(theirs)) => Some(mine + theirs),
+        self.rss_bytes = match (self.rss_bytes, other.rss_bytes) {
+            (Some(mine), Some(theirs)) => Some(mine.saturating_add(theirs)),
             (mine, theirs) => mine.or(theirs),
         };
-        self.rss_bytes = add(self.rss_bytes, other.rss_bytes);
         self.cpu = match (self.cpu, other.cpu) {
-            (Some(mine), Some(theirs)) => Some(mine + theirs),
+            (Some(mine), Some(theirs)) => Some(mine.saturating_add(theirs)),
             (mine, theirs) => mine.or(theirs),
         };
     }
@@ -60,11 +59,11 @@ pub(crate) struct RuntimeUsage {
 impl RuntimeUsage {
     pub(crate) fn merge(self, other: Self) -> Self {
         Self {
-            workers: self.workers + other.workers,
+            workers: self.workers.saturating_add(other.workers),
             // Of all workers, or of none.
-            busy: self.busy.zip(other.busy).map(|(mine, theirs)| mine + theirs),
-            global_queue_depth: self.global_queue_depth + other.global_queue_depth,
-            alive_tasks: self.alive_tasks + other.alive_tasks,
+            busy: self.busy.zip(other.busy).map(|(mine, theirs)| mine.saturating_add(theirs)),
+            global_queue_depth: self.global_queue_depth.saturating_add(other.global_queue_depth),
+            alive_tasks: self.alive_tasks.saturating_add(other.alive_tasks),
         }
     }
 

@@ -63,16 +63,16 @@ fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
 
 impl Recorder {
     pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
-        Self::of(Arc::new(Counters::new(route_cap, precision)))
+        Self::of(&Arc::new(Counters::new(route_cap, precision)))
     }
 
     /// Counts into counters that are there already.
-    pub(crate) fn of(counters: Arc<Counters>) -> Self {
+    pub(crate) fn of(counters: &Arc<Counters>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = RecorderId(NEXT.fetch_add(1, Relaxed));
         let mut held = held();
         held.retain(|_, counters| counters.strong_count() > 0);
-        held.insert(id, Arc::downgrade(&counters));
+        held.insert(id, Arc::downgrade(counters));
         drop(held);
 
         let siblings = Arc::new(OnceLock::new());

@@ -104,3 +104,99 @@ impl TryFrom<StoredSnapshot> for Snapshot {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, StatusCode};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{histogram::Precision, recorder::Recorder};
+
+    fn snapshot() -> Snapshot {
+        let recorder = Recorder::new(8, Precision::default());
+        let enter = |method, route| {
+            let recorder = recorder.loan().take().expect("the recorder is there");
+            recorder.enter(method, route, None)
+        };
+        for status in [StatusCode::OK, StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY] {
+            enter(&Method::GET, Some("/items/{id}")).end_at_head(status);
+            enter(&Method::POST, None).end_at_head(status);
+        }
+        enter(&Method::GET, Some("/events")).stream_head();
+        Snapshot::take(&recorder)
+    }
+
+    fn read(json: &serde_json::Value) -> Result<Snapshot, String> {
+        serde_json::from_value(json.clone()).map_err(|error| error.to_string())
+    }
+
+    /// Follows a path of positions as far down as it goes.
+    fn place<'j>(json: &'j mut serde_json::Value, path: &[usize]) -> &'j mut serde_json::Value {
+        use serde_json::Value::{Array, Object};
+        let Some((first, rest)) = path.split_first() else { return json };
+        let children = match json {
+            Object(fields) => fields.len(),
+            Array(items) => items.len(),
+            _ => 0,
+        };
+        if children == 0 {
+            return json;
+        }
+        let n = first % children;
+        let child = match json {
+            Object(fields) => fields.values_mut().nth(n),
+            Array(items) => items.get_mut(n),
+            _ => None,
+        };
+        place(child.expect("it is inside"), rest)
+    }
+
+    #[test]
+    fn a_snapshot_is_read_back_whole() {
+        let snapshot = snapshot();
+        let json = serde_json::to_value(&snapshot).expect("it can be written");
+        assert_eq!(json["schema"], SCHEMA);
+        assert_eq!(read(&json), Ok(snapshot.clone()));
+        let interval = snapshot.since(&snapshot);
+        let json = serde_json::to_value(&interval).expect("it can be written");
+        assert_eq!(read(&json), Ok(interval));
+    }
+
+    #[test]
+    fn what_is_no_snapshot_is_refused_by_name() {
+        let whole = serde_json::to_value(snapshot()).expect("it can be written");
+        let refused = |change: fn(&mut serde_json::Value)| {
+            let mut json = whole.clone();
+            change(&mut json);
+            read(&json).expect_err("it is refused")
+        };
+        let perf = refused(|json| json["schema"] = "parallax.perf/1".into());
+        assert!(perf.contains("parallax.perf/1") && perf.contains(SCHEMA), "{perf}");
+        let method = refused(|json| json["routes"][0]["method"] = "BREW".into());
+        assert!(method.contains("BREW"), "{method}");
+        let twice = refused(|json| json["routes"][1] = json["routes"][0].clone());
+        assert!(twice.contains("two rows"), "{twice}");
+        let bucket = refused(|json| json["routes"][0]["failed"]["buckets"][0][0] = u64::MAX.into());
+        assert!(bucket.contains("past one hour"), "{bucket}");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_can_be_read_can_be_merged_subtracted_and_shown(
+            path in prop::collection::vec(0_usize..12, 1..6),
+            number in prop_oneof![Just(u64::MAX), Just(0), any::<u64>()],
+        ) {
+            let whole = snapshot();
+            let mut json = serde_json::to_value(&whole).expect("it can be written");
+            // Something, somewhere, becomes a number that it was not.
+            *place(&mut json, &path) = number.into();
+            if let Ok(mut read) = read(&json) {
+                read.merge(&whole);
+                read.merge(&read.clone());
+                prop_assert!(read.since(&whole).view().window_s.is_some());
+                prop_assert!(whole.since(&read).view().window_s.is_some());
+            }
+        }
+    }
+}
