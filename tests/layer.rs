@@ -17,6 +17,8 @@ mod outcomes;
 mod panics;
 // What the services of these tests answer.
 mod responses;
+// Names of routes that no axum router knows: by a function, and of a gRPC service.
+mod naming;
 // Names of routes: nested, merged, fallbacks, layers inside and outside.
 mod routers;
 // Services that are no routers: errors, and waiting for readiness.

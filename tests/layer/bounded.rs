@@ -7,7 +7,7 @@ use axum::{
     routing::get,
 };
 use futures_util::FutureExt;
-use parallax_middleware::{Outcome, Perf};
+use parallax_middleware::{Outcome, Perf, Precision};
 use tower::{Service, ServiceExt};
 
 use crate::support::rig::Rig;
@@ -46,6 +46,24 @@ async fn paths_and_methods_that_nobody_knows_add_nothing_however_many_there_are(
     let snapshot = perf.snapshot();
     assert_eq!(snapshot.entered(), 2 * DISTINCT);
     assert_eq!(snapshot.outcome(Outcome::ClientError), 2 * DISTINCT);
+}
+
+#[tokio::test]
+async fn the_cap_on_routes_is_the_services_to_set() {
+    let perf = Perf::builder().route_cap(2).precision(Precision::OneDigit).build();
+    let routes = Router::new().route("/a", get(async || "")).route("/b", get(async || ""));
+    let rig = Rig::new(&perf, routes.route("/c", get(async || "")).layer(perf.layer()));
+    for path in ["/a", "/b", "/c"] {
+        rig.get(path).await;
+    }
+    rig.assert_recorded(&[
+        ("GET /a", Outcome::Ok, 1),
+        ("GET /b", Outcome::Ok, 1),
+        ("* (other)", Outcome::Ok, 1),
+    ]);
+    let snapshot = perf.snapshot();
+    let counts = snapshot.route("GET", "/a").expect("it has been asked for");
+    assert_eq!(counts.ok.precision(), Precision::OneDigit);
 }
 
 #[tokio::test]
