@@ -47,22 +47,31 @@ pub(crate) fn peek(
 /// The body of a response whose record is still open. Yields what the inner body yields, and ends the record
 /// when it ends, breaks off, or is dropped.
 pub(crate) struct PerfBody {
-    pub(crate) inner: Body,
-    /// What the inner body has said already.
-    pub(crate) peeked: Option<Option<Result<Frame<Bytes>, Error>>>,
+    inner: Body,
+    rest: Rest,
     /// Counts as cancelled if it is dropped open. Any panic of the inner body has unwound through `guard`
     /// and is recorded.
-    pub(crate) recording: Recording,
+    recording: Recording,
     /// How the request ends if the body goes out whole.
-    pub(crate) outcome: Outcome,
-    /// Bytes still to come, where the body or the head says so.
-    pub(crate) remaining: Option<u64>,
+    outcome: Outcome,
+}
+
+/// What is still to come of a body.
+pub(crate) struct Rest {
+    /// What the inner body has said already.
+    pub(crate) begun: Option<Option<Result<Frame<Bytes>, Error>>>,
+    /// Bytes, where the body or the head says how many.
+    pub(crate) length: Option<u64>,
 }
 
 impl PerfBody {
+    pub(crate) fn new(inner: Body, rest: Rest, recording: Recording, outcome: Outcome) -> Self {
+        Self { inner, rest, recording, outcome }
+    }
+
     /// How the request ends if the body ends here.
     fn at_end(&self) -> Outcome {
-        match self.remaining {
+        match self.rest.length {
             // Short of what the head promised: the client sees it break off.
             Some(1..) => Outcome::ServerError,
             Some(0) | None => self.outcome,
@@ -91,7 +100,7 @@ impl HttpBody for PerfBody {
         if !this.recording.is_open() {
             return inner.poll_frame(cx);
         }
-        let frame = match this.peeked.take() {
+        let frame = match this.rest.begun.take() {
             Some(frame) => frame,
             None => ready!(this.recording.guard(|| inner.poll_frame(cx))),
         };
@@ -102,11 +111,12 @@ impl HttpBody for PerfBody {
                 if let Some(data) = frame.data_ref() {
                     let bytes = data.len() as u64;
                     this.recording.add_bytes(bytes);
-                    this.remaining = this.remaining.map(|rest| rest.saturating_sub(bytes));
+                    this.rest.length = this.rest.length.map(|rest| rest.saturating_sub(bytes));
                 }
                 // A server that knows the length drops the body here, without asking for its end, and after
                 // trailers, which are the last frame.
-                if this.remaining == Some(0) || frame.is_trailers() || this.inner.is_end_stream() {
+                if this.rest.length == Some(0) || frame.is_trailers() || this.inner.is_end_stream()
+                {
                     this.recording.end(this.at_end());
                 }
             }
@@ -115,14 +125,14 @@ impl HttpBody for PerfBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.peeked.is_none() && self.inner.is_end_stream()
+        self.rest.begun.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.peeked {
+        match &self.rest.begun {
             None => self.inner.size_hint(),
             // Nobody peeks at a body that does not know its length.
-            Some(_) => self.remaining.map_or_else(SizeHint::new, SizeHint::with_exact),
+            Some(_) => self.rest.length.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum::{
@@ -15,12 +16,11 @@ use bytes::Bytes;
 use http::{
     HeaderMap, Method, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
-    response::Parts,
 };
 use pin_project_lite::pin_project;
 
 use crate::{
-    body::{Peeked, PerfBody, peek},
+    body::{Peeked, PerfBody, Rest, peek},
     bypass::Bypassed,
     outcome::Outcome,
     recorder::Recording,
@@ -78,62 +78,60 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let polled = match this.recording {
-            Some(recording) => recording.guard(|| this.inner.poll(cx)),
-            None => this.inner.poll(cx),
+        let Some(recording) = this.recording.as_mut() else {
+            let response = ready!(this.inner.poll(cx))?;
+            return Poll::Ready(Ok(response.map(Body::new)));
         };
-        let Poll::Ready(result) = polled else { return Poll::Pending };
-        let recording = this.recording.take();
-        Poll::Ready(match result {
-            Ok(response) => {
-                let response = response.map(Body::new);
-                Ok(match recording {
-                    Some(recording) => wrap(response, recording, *this.asked, cx),
-                    None => response,
-                })
-            }
+        let mut response = match ready!(recording.guard(|| this.inner.poll(cx))) {
+            Ok(response) => response.map(Body::new),
             Err(error) => {
-                if let Some(mut recording) = recording {
-                    recording.end(Outcome::ServerError);
-                }
-                Err(error)
+                recording.end(Outcome::ServerError);
+                return Poll::Ready(Err(error));
             }
-        })
+        };
+        if let Some(rest) = at_head(&mut response, recording, *this.asked, cx)
+            && let Some(recording) = this.recording.take()
+        {
+            let outcome = Outcome::of_status(response.status());
+            let body = response.body_mut();
+            *body = PerfBody::new(mem::take(body), rest, recording, outcome).into();
+        }
+        Poll::Ready(Ok(response))
     }
 }
 
-fn wrap(
-    response: Response<Body>,
-    mut recording: Recording,
+/// Records what there is to record when the head leaves. Returns what follows, if the response is not over
+/// with it.
+#[inline]
+fn at_head(
+    response: &mut Response<Body>,
+    recording: &mut Recording,
     asked: Asked,
     cx: &mut Context<'_>,
-) -> Response<Body> {
-    let status = response.status();
+) -> Option<Rest> {
     recording.set_bypassed(response.extensions().get::<Bypassed>().is_some());
     let exact = response.body().size_hint().exact();
     let length = exact.or_else(|| content_length(response.headers()));
-    if length == Some(0) || is_whole(&response, exact, asked) {
-        recording.end_at_head(status);
-        return response;
+    if length == Some(0) || is_whole(response, exact, asked) {
+        recording.end_at_head(response.status());
+        return None;
     }
-    let (parts, mut inner) = response.into_parts();
-    let peeked = match exact.map(|length| peek(&mut inner, length, &mut recording, cx)) {
+    let begun = match exact.map(|length| peek(response.body_mut(), length, recording, cx)) {
         Some(Peeked::Whole(data)) => {
             recording.add_bytes(data.len() as u64);
-            recording.end_at_head(status);
-            return Response::from_parts(parts, Body::from(data));
+            recording.end_at_head(response.status());
+            *response.body_mut() = Body::from(data);
+            return None;
         }
         Some(Peeked::Begun(frame)) => Some(frame),
         Some(Peeked::Pending) | None => None,
     };
-    if length.is_none() && is_event_stream(&parts) {
+    if length.is_none() && is_event_stream(response) {
         recording.stream_head();
     } else {
         recording.head();
     }
-    let outcome = Outcome::of_status(status);
-    let body = PerfBody { inner, peeked, recording, outcome, remaining: length };
-    Response::from_parts(parts, body.into())
+    Some(Rest { begun, length })
 }
 
 /// Is the response over with its head? A server sends no body in these cases, and drops what there is of
@@ -160,10 +158,10 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Server-sent events, which last as long as both sides wish: no latency.
-fn is_event_stream(response: &Parts) -> bool {
+fn is_event_stream(response: &Response<Body>) -> bool {
     const EVENT_STREAM: &[u8] = b"text/event-stream";
-    Outcome::of_status(response.status) == Outcome::Ok
-        && response.headers.get(CONTENT_TYPE).is_some_and(|value| {
+    Outcome::of_status(response.status()) == Outcome::Ok
+        && response.headers().get(CONTENT_TYPE).is_some_and(|value| {
             let value = value.as_bytes();
             let (name, rest) = value.split_at(value.len().min(EVENT_STREAM.len()));
             name.eq_ignore_ascii_case(EVENT_STREAM)
