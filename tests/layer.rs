@@ -11,6 +11,8 @@ mod http2;
 mod leaving;
 // The way past a limiter.
 mod limiter;
+// Random requests over several threads, against a plain model.
+mod model;
 // How requests end: statuses, errors, cancellation, panics.
 mod outcomes;
 // Panics of handlers and of bodies, caught and uncaught.
