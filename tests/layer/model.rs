@@ -151,7 +151,7 @@ fn assert_follows(earlier: &Snapshot, later: &Snapshot) {
         assert_eq!(counters(sum), counters(now), "{key}");
         for ((name, sum), (_, now)) in histograms(sum).into_iter().zip(histograms(now)) {
             assert_eq!(sum.count(), now.count(), "{key}: {name}");
-            assert_eq!(sum.mean(), now.mean(), "{key}: {name}");
+            // Not the means: a value may be in its bucket a moment before it is in the sum.
             assert!(sum.buckets().eq(now.buckets()), "{key}: {name}");
         }
     }
