@@ -4,6 +4,8 @@
 mod bodies;
 // Memory: what strangers send takes none, what many routes take has an end.
 mod bounded;
+// Paused time: what requests are timed by, and windows.
+mod clock;
 // What one protocol has and the other has not.
 mod http1;
 mod http2;
