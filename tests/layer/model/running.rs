@@ -10,7 +10,7 @@ use std::{
         mpsc,
     },
     task::{Context, Poll, ready},
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::Duration,
 };
 
@@ -71,7 +71,7 @@ pub(crate) fn run<'s>(
                 watch(perf.snapshot());
             }
         });
-        let recorded = senders.into_iter().map(|sender| sender.join()).collect::<Vec<_>>();
+        let recorded = senders.into_iter().map(ScopedJoinHandle::join).collect::<Vec<_>>();
         over.store(true, Relaxed);
         recorded.into_iter().flat_map(|played| played.expect("nothing panics unseen")).collect()
     })
