@@ -84,6 +84,32 @@ proptest! {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn intervals_lose_no_time_of_a_request_that_ends_while_the_counters_are_read() {
+    let perf = Perf::new();
+    let app = Router::new().route("/", get(async || "here")).layer(perf.layer());
+    let send = || app.clone().oneshot(request("GET", "/"));
+    send().await.expect("infallible");
+    let earlier = perf.snapshot();
+    send().await.expect("infallible");
+    let later = perf.snapshot();
+    // Outcomes are read before times. What ends in between is in the times alone.
+    let [mut caught, times] = [&earlier, &later]
+        .map(|snapshot| serde_json::to_value(snapshot).expect("it can be written"));
+    for histogram in ["ok", "first_byte"] {
+        caught["routes"][0][histogram] = times["routes"][0][histogram].clone();
+    }
+    let caught: Snapshot = serde_json::from_value(caught).expect("it is ours");
+
+    let mut sum = earlier.clone();
+    for interval in [caught.since(&earlier), later.since(&caught)] {
+        sum.merge(&interval);
+    }
+    let [sum, later] =
+        [&sum, &later].map(|snapshot| counters(snapshot.route("GET", "/").expect("a row")));
+    assert_eq!(sum, later);
+}
+
 /// Asserts that a run's sums, and the record of each request that carried a probe, are what its script says.
 fn assert_script(script: &Script, rounds: usize, sums: &Snapshot, recorded: &[Recorded<'_>]) {
     let mut model = Model::default();
