@@ -69,12 +69,12 @@ proptest! {
 }
 
 proptest! {
-    // Each a hundred times as large: two threads must meet at the same counter at the same time.
+    // Each two hundred times as large: two threads must meet at the same counter at the same time.
     #![proptest_config(ProptestConfig::with_cases(3))]
 
     #[test]
     fn threads_that_find_no_place_of_their_own_count_exactly_too(script in scripts(4..5, 5..15)) {
-        const ROUNDS: usize = 100;
+        const ROUNDS: usize = 200;
         let crowd = Crowd::gather();
         let perf = Perf::new();
         let mut watcher = Watcher::default();
