@@ -24,6 +24,8 @@ use parallax_loadgen::{
 use parallax_middleware::{BypassPolicy, LoadMark, Perf};
 
 const SHORT: Duration = Duration::from_millis(400);
+/// Longer than any run takes that is stopped.
+const LONG: Duration = Duration::from_secs(600);
 
 fn millis(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -326,12 +328,19 @@ async fn a_stopped_run_drains_and_reports_what_there_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_seed_sends_the_same_requests() {
-    async fn sent(seed: u64) -> Vec<String> {
+    /// The first hundred, however long they take.
+    async fn sent(seed: u64, warmup: Duration) -> Vec<String> {
         let seen = Arc::new(Mutex::new(Vec::new()));
+        let stop = Stop::new();
         let app = Router::new().fallback({
-            let seen = seen.clone();
+            let (seen, stop) = (seen.clone(), stop.clone());
             move |request: Request| async move {
-                seen.lock().expect("no panic").push(request.uri().path().to_owned());
+                let mut seen = seen.lock().expect("no panic");
+                if seen.len() < 100 {
+                    seen.push(request.uri().path().to_owned());
+                } else {
+                    stop.stop();
+                }
             }
         });
         let mix = Scenario::new().step("random", 1, |rng| {
@@ -340,13 +349,17 @@ async fn the_same_seed_sends_the_same_requests() {
             Request::get(format!("/{id}")).body(Bytes::new()).expect("valid")
         });
         // One user, so that the order is the user's.
-        run(LoadTest::new(app).scenario(mix).users(1).seed(seed)).await;
-        let mut seen = seen.lock().expect("no panic").clone();
-        seen.truncate(100);
+        let test = LoadTest::new(app).scenario(mix).users(1).seed(seed).stop_on(&stop);
+        test.warmup(warmup).duration(LONG).run().await.expect("the plan is valid");
+        let seen = seen.lock().expect("no panic").clone();
+        assert_eq!(seen.len(), 100);
         seen
     }
-    assert_eq!(sent(7).await, sent(7).await);
-    assert_ne!(sent(7).await, sent(8).await);
+    // All of them in the measured run, or all of them in the warm-up.
+    for warmup in [Duration::ZERO, LONG] {
+        assert_eq!(sent(7, warmup).await, sent(7, warmup).await);
+        assert_ne!(sent(7, warmup).await, sent(8, warmup).await);
+    }
 }
 
 #[tokio::test]
@@ -388,8 +401,15 @@ async fn an_slo_is_an_assertion() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_slo_fails_the_test_with_the_figures() {
-    let report = LoadTest::new(app())
-        .get("/slow")
+    // Each as long as none of its neighbours, so that users do not come in waves. Waves that the machine holds
+    // up as a whole are worth a few independent requests, too few for a verdict.
+    let turn = Arc::new(AtomicU64::new(0));
+    let uneven = move || {
+        let turn = turn.fetch_add(1, Relaxed);
+        async move { tokio::time::sleep(millis(20 + turn * 89 % 200)).await }
+    };
+    let report = LoadTest::new(Router::new().route("/", get(uneven)).layer(Perf::new().layer()))
+        .get("/")
         .users(50)
         .warmup(millis(50))
         .duration(Duration::from_secs(3))

@@ -4,6 +4,8 @@
 mod bodies;
 // Memory: what strangers send takes none, what many routes take has an end.
 mod bounded;
+// Paused time: what requests are timed by, and windows.
+mod clock;
 // What one protocol has and the other has not.
 mod http1;
 mod http2;
@@ -11,6 +13,8 @@ mod http2;
 mod leaving;
 // The way past a limiter.
 mod limiter;
+// Random requests over several threads, against a plain model.
+mod model;
 // How requests end: statuses, errors, cancellation, panics.
 mod outcomes;
 // Panics of handlers and of bodies, caught and uncaught.
