@@ -389,6 +389,13 @@ impl RouteCounts {
         self.entered.saturating_sub(self.recorded())
     }
 
+    /// Did nothing happen? A request that is ending while the counters are read may have left its time, and
+    /// its outcome not yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        let timed = [&self.ok, &self.first_byte, &self.limited, &self.failed];
+        self.progress() == [0; 3] && timed.into_iter().all(|histogram| histogram.count() == 0)
+    }
+
     /// See [`RouteCells::progress`].
     pub(crate) fn progress(&self) -> [u64; 3] {
         [self.entered, self.streams.opened, self.recorded()]

@@ -213,8 +213,8 @@ impl LatencyHistogram {
 
     /// What was recorded since `earlier`, a former reading of the same histogram.
     ///
-    /// Counts and mean are exact. The extremes of an interval are not recorded, so they are known to
-    /// their bucket only.
+    /// Counts are exact, and so is the mean but for a value that was being recorded as the interval began or
+    /// ended. The extremes of an interval are not recorded, so they are known to their bucket only.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         if earlier.count == 0 {

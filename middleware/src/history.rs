@@ -221,8 +221,9 @@ impl From<Snapshot> for Interval {
             let mut counts: RouteCounts = Arc::unwrap_or_clone(counts);
             // What is in flight ends in a later interval.
             counts.forget_in_flight();
+            let empty = counts.is_empty();
             let histograms = counts.histograms_mut().map(|h| SparseHistogram::from(mem::take(h)));
-            (counts.progress() != [0; 3]).then_some((key, EndedCounts { counts, histograms }))
+            (!empty).then_some((key, EndedCounts { counts, histograms }))
         };
         Self {
             length: snapshot.window.unwrap_or_default(),

@@ -75,7 +75,7 @@ impl Snapshot {
                 }
                 Some(before) => Arc::new(counts.since(before)),
             };
-            (counts.entered > 0 || counts.recorded() > 0).then(|| (key.clone(), counts))
+            (!counts.is_empty()).then(|| (key.clone(), counts))
         };
         let mut process = self.process;
         if let (Some(now), Some(then)) = (&mut process.cpu, earlier.process.cpu) {
