@@ -12,6 +12,10 @@
 #[allow(dead_code, unreachable_pub, unused_imports, reason = "only its cells are measured")]
 #[path = "../src/histogram.rs"]
 mod histogram;
+// Which the cells take their atomics from.
+#[allow(unused_imports, unused_macros, reason = "the cells need its atomics only")]
+#[path = "../src/sync.rs"]
+mod sync;
 
 use std::{
     env, fs,

@@ -1,16 +1,6 @@
 //! Everything that is counted, and how it is read.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, OnceLock,
-        atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Relaxed},
-        },
-    },
-    time::Duration,
-};
+use std::{array, collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::Method;
 use serde::{Deserialize, Serialize};
@@ -22,6 +12,13 @@ use crate::{
     outcome::Outcome,
     route::{RouteIndex, RouteKey, RouteTable},
     slot::{SLOTS, Slot},
+    sync::{
+        OnceLock,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed},
+        },
+    },
 };
 
 /// All counters of a recorder.
@@ -245,7 +242,7 @@ impl Counters {
 
 impl RouteCells {
     fn new() -> Self {
-        Self { shards: Box::new([const { OnceLock::new() }; SLOTS]) }
+        Self { shards: Box::new(array::from_fn(|_| OnceLock::new())) }
     }
 
     /// What cannot stand still while anything is counted: requests and streams that began, and requests that
@@ -299,7 +296,7 @@ impl Shard {
         Self {
             precision,
             entered: AtomicU64::new(0),
-            outcomes: [const { AtomicU64::new(0) }; Outcome::ALL.len()],
+            outcomes: array::from_fn(|_| AtomicU64::new(0)),
             paired: AtomicU64::new(0),
             bypassed: AtomicU64::new(0),
             response_bytes: AtomicU64::new(0),
@@ -494,5 +491,171 @@ impl LimiterCounts {
             limited: self.limited.saturating_sub(earlier.limited),
             bypassed: self.bypassed.saturating_sub(earlier.bypassed),
         }
+    }
+}
+
+#[cfg(all(test, parallax_loom))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::{slot, sync::model};
+
+    const TEMPLATE: Option<&str> = Some("/x");
+
+    /// Counters of one route, which is there already.
+    fn counters() -> Arc<Counters> {
+        let counters = Counters::new(1, Precision::OneDigit);
+        counters.routes.find(&Method::GET, TEMPLATE);
+        Arc::new(counters)
+    }
+
+    fn enter(counters: &Counters) -> RouteIndex {
+        counters.enter(&Method::GET, TEMPLATE)
+    }
+
+    /// A request that failed after so many nanoseconds, and sent nothing.
+    fn failed(server_time: u64) -> Ended {
+        Ended {
+            outcome: Outcome::ServerError,
+            server_time,
+            first_byte: server_time,
+            response_bytes: 0,
+            bypassed: false,
+            paired: false,
+            stream: false,
+        }
+    }
+
+    fn serve(counters: &Counters, ended: Ended) {
+        let route = enter(counters);
+        counters.leave(route, ended);
+    }
+
+    /// On a thread each.
+    fn serve_at_once<const N: usize>(
+        counters: &Arc<Counters>,
+        requests: [Ended; N],
+    ) -> [thread::JoinHandle<()>; N] {
+        requests.map(|ended| {
+            let counters = counters.clone();
+            thread::spawn(move || serve(&counters, ended))
+        })
+    }
+
+    fn read(counters: &Counters) -> RouteCounts {
+        counters.routes.iter().next().expect("the route is there").1.read()
+    }
+
+    /// Reads beside those who count, on a thread of its own and begun after theirs: see [`model`].
+    fn read_beside(counters: &Arc<Counters>) -> RouteCounts {
+        let counters = counters.clone();
+        thread::spawn(move || read(&counters)).join().expect("no panic")
+    }
+
+    fn assert_none_is_missing(counts: &RouteCounts) {
+        assert!(counts.recorded() <= counts.entered, "{counts:?}");
+    }
+
+    #[test]
+    fn a_reader_never_sees_more_outcomes_than_entries() {
+        model(|| {
+            let counters = counters();
+            let server = {
+                let counters = counters.clone();
+                thread::spawn(move || {
+                    serve(&counters, failed(10));
+                    serve(&counters, failed(100));
+                })
+            };
+            assert_none_is_missing(&read_beside(&counters));
+            server.join().expect("no panic");
+            let counts = read(&counters);
+            assert_eq!((counts.entered, counts.recorded(), counts.failed.count()), (2, 2, 2));
+        });
+    }
+
+    #[test]
+    fn a_reader_never_sees_more_outcomes_than_entries_of_a_thread_that_shares_its_slot() {
+        model(|| {
+            slot::models::take_all();
+            let counters = counters();
+            let [server] = serve_at_once(&counters, [failed(10)]);
+            assert_none_is_missing(&read_beside(&counters));
+            server.join().expect("no panic");
+            assert_eq!(read(&counters).in_flight(), 0);
+        });
+    }
+
+    #[test]
+    fn a_request_that_ends_on_another_thread_is_never_seen_to_end_before_it_entered() {
+        model(|| {
+            let counters = counters();
+            let first = {
+                let counters = counters.clone();
+                thread::spawn(move || {
+                    let route = enter(&counters);
+                    thread::spawn(move || counters.leave(route, failed(10)))
+                })
+            };
+            assert_none_is_missing(&read_beside(&counters));
+            let second = first.join().expect("no panic");
+            second.join().expect("no panic");
+            assert_eq!(read(&counters).in_flight(), 0);
+        });
+    }
+
+    #[test]
+    fn who_sees_an_outcome_sees_everything_else_of_that_request() {
+        model(|| {
+            let counters = counters();
+            let ended = Ended { response_bytes: 7, bypassed: true, paired: true, ..failed(10) };
+            let [server] = serve_at_once(&counters, [ended]);
+            let counts = read_beside(&counters);
+            if counts.recorded() == 1 {
+                assert_eq!((counts.entered, counts.bypassed, counts.paired), (1, 1, 1));
+                assert_eq!((counts.failed.count(), counts.response_bytes), (1, 7));
+                assert_eq!(counts.failed.mean(), Duration::from_nanos(10));
+            }
+            server.join().expect("no panic");
+        });
+    }
+
+    #[test]
+    fn threads_that_share_a_slot_lose_nothing() {
+        model(|| {
+            slot::models::take_all();
+            let counters = counters();
+            for server in serve_at_once(&counters, [failed(10), failed(100)]) {
+                server.join().expect("no panic");
+            }
+            let counts = read(&counters);
+            assert_eq!((counts.entered, counts.recorded(), counts.failed.count()), (2, 2, 2));
+            assert_eq!(counts.failed.mean(), Duration::from_nanos(55));
+        });
+    }
+
+    #[test]
+    fn a_reader_never_sees_more_streams_end_than_open() {
+        model(|| {
+            let counters = counters();
+            let server = {
+                let counters = counters.clone();
+                thread::spawn(move || {
+                    let route = enter(&counters);
+                    counters.open_stream(route, 10);
+                    counters.leave(route, Ended { stream: true, ..failed(20) });
+                })
+            };
+            let StreamCounts { opened, ended, sum_ns, extremes_ns } =
+                read_beside(&counters).streams;
+            assert!(ended <= opened);
+            assert_eq!(extremes_ns, (ended > 0).then_some((20, 20)));
+            assert!(sum_ns >= 20 * ended);
+            server.join().expect("no panic");
+            assert_eq!(read(&counters).streams.open(), 0);
+        });
     }
 }

@@ -4,17 +4,14 @@
 //! power of two is cut into equally wide buckets, as many as the [`Precision`] says. Below 1 µs buckets
 //! are 128 ns wide; past 1 h values are clamped into the last bucket and counted as clamped.
 
-use std::{
-    fmt,
-    ops::RangeInclusive,
-    sync::atomic::{
-        AtomicU64,
-        Ordering::{Relaxed, Release},
-    },
-    time::Duration,
-};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+use crate::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
 
 /// log2 of the value, in nanoseconds, at which the logarithmic buckets begin: 1,024 ns.
 const LINEAR_BITS: u32 = 10;
@@ -22,8 +19,8 @@ const LINEAR_BITS: u32 = 10;
 const LINEAR_WIDTH_BITS: u32 = 7;
 /// Buckets below that value.
 const LINEAR_BUCKETS: usize = 1 << (LINEAR_BITS - LINEAR_WIDTH_BITS);
-/// The largest value that keeps its place: one hour in nanoseconds.
-const MAX_NS: u64 = 3_600_000_000_000;
+/// The largest value that keeps its place: one hour in nanoseconds; in a model, the end of the fourth bucket.
+const MAX_NS: u64 = if cfg!(parallax_loom) { 511 } else { 3_600_000_000_000 };
 
 /// How exactly a histogram keeps values between 1,024 ns and 1 h. Below, within 64 ns.
 ///
@@ -413,7 +410,8 @@ impl TryFrom<SparseHistogram> for LatencyHistogram {
         }
         let (low, high) = histogram.bounds();
         (histogram.min_ns, histogram.max_ns) = (min_ns, max_ns);
-        if histogram.count == 0 || !low.contains(&min_ns) || !high.contains(&max_ns) {
+        let held = low.contains(&min_ns) && high.contains(&max_ns);
+        if histogram.count == 0 || !held || min_ns > max_ns {
             return Err(format!("no bucket holds the extremes, {min_ns} ns and {max_ns} ns"));
         }
         Ok(histogram)
@@ -523,8 +521,12 @@ impl HistogramCells {
         // A value may be in its bucket and not yet in the extremes: the bucket bounds them.
         let (low, high) = read.bounds();
         let min_ns = u64::MAX - self.inverted_min_ns.load(Relaxed);
-        read.min_ns = min_ns.clamp(*low.start(), *low.end());
-        read.max_ns = self.max_ns.load(Relaxed).clamp(*high.start(), *high.end());
+        let min_ns = min_ns.clamp(*low.start(), *low.end());
+        let max_ns = self.max_ns.load(Relaxed).clamp(*high.start(), *high.end());
+        // While only one of them has caught up with the first values, it may have passed the other.
+        let known = min_ns <= max_ns;
+        (read.min_ns, read.max_ns) =
+            if known { (min_ns, max_ns) } else { (*low.start(), *high.end()) };
         read.sum_ns = self.sum_ns.load(Relaxed);
         read.clamped = self.clamped.load(Relaxed);
         into.merge(&read);
@@ -784,5 +786,106 @@ mod tests {
             let most = values.iter().filter(|v| **v >= low).count() as u64;
             prop_assert!((least..=most).contains(&found), "{found} not in {least}..={most}");
         }
+    }
+}
+
+#[cfg(all(test, parallax_loom))]
+mod models {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::model;
+
+    fn cells() -> Arc<HistogramCells> {
+        Arc::new(HistogramCells::new(Precision::OneDigit))
+    }
+
+    fn read(cells: &HistogramCells) -> LatencyHistogram {
+        let mut read = LatencyHistogram::with_precision(Precision::OneDigit);
+        cells.read_into(&mut read);
+        read
+    }
+
+    /// Records on a thread of its own.
+    fn record(
+        cells: &Arc<HistogramCells>,
+        writer: Writer,
+        values_ns: &'static [u64],
+    ) -> thread::JoinHandle<()> {
+        let cells = cells.clone();
+        thread::spawn(move || {
+            for ns in values_ns {
+                cells.record(writer, *ns);
+            }
+        })
+    }
+
+    fn plain(values_ns: &[u64]) -> LatencyHistogram {
+        let mut histogram = LatencyHistogram::with_precision(Precision::OneDigit);
+        for ns in values_ns {
+            histogram.record_nanos(*ns);
+        }
+        histogram
+    }
+
+    /// Nothing in a reading contradicts the rest of it.
+    fn assert_sound(read: &LatencyHistogram) {
+        assert_eq!(read.count, read.counts.iter().sum::<u64>());
+        if read.count > 0 {
+            let (low, high) = read.bounds();
+            assert!(low.contains(&read.min_ns), "{read:?}");
+            assert!(high.contains(&read.max_ns), "{read:?}");
+            assert!(read.min_ns <= read.max_ns, "{read:?}");
+        }
+    }
+
+    /// A reading beside writers, and one after them.
+    fn check(writer: Writer, threads: &'static [&'static [u64]]) {
+        model(move || {
+            let cells = cells();
+            let writers: Vec<_> =
+                threads.iter().map(|values_ns| record(&cells, writer, values_ns)).collect();
+            let reader = {
+                let cells = cells.clone();
+                thread::spawn(move || read(&cells))
+            };
+            let beside = reader.join().expect("no panic");
+            assert_sound(&beside);
+            for writer in writers {
+                writer.join().expect("no panic");
+            }
+            let after = read(&cells);
+            assert_eq!(after, plain(&threads.concat()));
+            for (then, now) in beside.counts.iter().zip(&after.counts) {
+                assert!(then <= now);
+            }
+        });
+    }
+
+    #[test]
+    fn a_reader_beside_the_only_writer_sees_a_sound_histogram() {
+        check(Writer::Only, &[&[100, 10, 300]]);
+    }
+
+    #[test]
+    fn a_reader_beside_several_writers_sees_a_sound_histogram_and_no_value_is_lost() {
+        check(Writer::Shared, &[&[100], &[10]]);
+    }
+
+    #[test]
+    fn the_extremes_of_several_writers_are_exact() {
+        model(|| {
+            let cells = cells();
+            let writers = [
+                record(&cells, Writer::Shared, &[10, 200]),
+                record(&cells, Writer::Shared, &[20, 300]),
+            ];
+            for writer in writers {
+                writer.join().expect("no panic");
+            }
+            assert_eq!(read(&cells), plain(&[10, 20, 200, 300]));
+        });
     }
 }

@@ -47,6 +47,7 @@ mod service;
 mod slot;
 mod snapshot;
 mod stored;
+mod sync;
 
 pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService};
 pub use counters::{RouteCounts, StreamCounts};

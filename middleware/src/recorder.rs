@@ -4,10 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt, mem,
     ops::Deref,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -21,6 +18,10 @@ use crate::{
     probe::{Probe, ServerRecord},
     route::RouteIndex,
     slot::{SLOTS, Slot},
+    sync::{
+        self, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 /// Where requests are counted, as those hold it that last: the service's handle, the layer. Clones share the
@@ -29,7 +30,7 @@ use crate::{
 pub(crate) struct Recorder {
     local: LocalRecorder,
     /// Keeps every slot's handle alive, so that [`LocalRecorder::clone`] finds them.
-    _handles: Arc<[Arc<Handle>]>,
+    _handles: sync::Arc<[sync::Arc<Handle>]>,
 }
 
 /// Where requests are counted, as services and requests hold it.
@@ -38,7 +39,7 @@ pub(crate) struct Recorder {
 /// they fight for, so each slot has a handle with a count of its own: a clone is of the handle of the
 /// thread that clones.
 pub(crate) struct LocalRecorder {
-    handle: Arc<Handle>,
+    handle: sync::Arc<Handle>,
 }
 
 /// A slot's handle, on cache lines of its own together with its reference count.
@@ -47,15 +48,17 @@ struct Handle {
     id: RecorderId,
     counters: Arc<Counters>,
     /// The handles of all slots. Weak, or they would keep each other alive.
-    siblings: Arc<OnceLock<Box<[Weak<Handle>]>>>,
+    siblings: Arc<OnceLock<Box<[sync::Weak<Handle>]>>>,
 }
 
 /// Which counters, for the life of the process.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct RecorderId(u64);
 
-/// All counters that somebody holds, for services that have lent their reference away.
-static HELD: Mutex<BTreeMap<RecorderId, Weak<Counters>>> = Mutex::new(BTreeMap::new());
+sync::statics! {
+    /// All counters that somebody holds, for services that have lent their reference away.
+    static HELD: Mutex<BTreeMap<RecorderId, Weak<Counters>>> = Mutex::new(BTreeMap::new());
+}
 
 fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,7 +71,9 @@ impl Recorder {
 
     /// Counts into counters that are there already.
     pub(crate) fn of(counters: &Arc<Counters>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        sync::statics! {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+        }
         let id = RecorderId(NEXT.fetch_add(1, Relaxed));
         let mut held = held();
         held.retain(|_, counters| counters.strong_count() > 0);
@@ -76,10 +81,11 @@ impl Recorder {
         drop(held);
 
         let siblings = Arc::new(OnceLock::new());
-        let handle =
-            || Arc::new(Handle { id, counters: counters.clone(), siblings: siblings.clone() });
-        let handles: Arc<[Arc<Handle>]> = (0..SLOTS).map(|_| handle()).collect();
-        siblings.get_or_init(|| handles.iter().map(Arc::downgrade).collect());
+        let handle = || {
+            sync::Arc::new(Handle { id, counters: counters.clone(), siblings: siblings.clone() })
+        };
+        let handles: sync::Arc<[sync::Arc<Handle>]> = (0..SLOTS).map(|_| handle()).collect();
+        siblings.get_or_init(|| handles.iter().map(sync::Arc::downgrade).collect());
         Self { local: LocalRecorder { handle: handle() }, _handles: handles }
     }
 
@@ -170,7 +176,7 @@ impl LocalRecorder {
     fn held(id: RecorderId) -> Option<Self> {
         let counters = held().get(&id)?.upgrade()?;
         // Its count is shared by whoever clones it from here on.
-        Some(Self { handle: Arc::new(Handle { id, counters, siblings: Arc::default() }) })
+        Some(Self { handle: sync::Arc::new(Handle { id, counters, siblings: Arc::default() }) })
     }
 
     /// Counts a request in. Whatever happens to the returned [`Recording`], it counts it out again.
@@ -384,7 +390,7 @@ mod tests {
             scope.spawn(clone).join().expect("no panic")
         });
         let here = recorder.local.clone();
-        assert!(!Arc::ptr_eq(&here.handle, &there.handle));
+        assert!(!sync::Arc::ptr_eq(&here.handle, &there.handle));
         assert!(here.same_as(&there));
         assert_eq!(recorded(&recorder), 2);
     }
@@ -456,5 +462,97 @@ mod tests {
         assert_eq!(of(Outcome::ClientError), 1);
         assert_eq!(of(Outcome::Panicked), 1);
         assert_eq!(counts.failed.count(), 3);
+    }
+}
+
+#[cfg(all(test, parallax_loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::model;
+
+    fn recorder() -> Recorder {
+        Recorder::new(1, Precision::OneDigit)
+    }
+
+    /// Counts one request, without a clock: what it reads is no part of the model.
+    fn serve_one(recorder: &LocalRecorder) {
+        let route = recorder.handle.counters.enter(&Method::GET, None);
+        let ended = Ended {
+            outcome: Outcome::Ok,
+            server_time: 1,
+            first_byte: 1,
+            response_bytes: 0,
+            bypassed: false,
+            paired: false,
+            stream: false,
+        };
+        recorder.handle.counters.leave(route, ended);
+    }
+
+    fn recorded(counters: &Counters) -> u64 {
+        counters.routes(None).values().map(|counts| counts.recorded()).sum()
+    }
+
+    #[test]
+    fn clones_on_other_threads_count_in_one_place_and_nothing_is_left_of_it() {
+        model(|| {
+            let recorder = recorder();
+            let counters = Arc::downgrade(&recorder);
+            let threads = [(); 2].map(|()| {
+                let mut service = recorder.loan();
+                thread::spawn(move || serve_one(&service.take().expect("the service keeps them")))
+            });
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            assert_eq!(recorded(&recorder), 2);
+            drop(recorder);
+            assert!(counters.upgrade().is_none());
+        });
+    }
+
+    #[test]
+    fn a_clone_counts_while_everybody_else_goes() {
+        model(|| {
+            let recorder = recorder();
+            let counters = Arc::downgrade(&recorder);
+            let service = recorder.loan();
+            let thread = {
+                let mut clone = service.clone();
+                thread::spawn(move || {
+                    let local = clone.take().expect("it was made with a reference");
+                    serve_one(&local.clone());
+                    local
+                })
+            };
+            drop((recorder, service));
+            let request = thread.join().expect("no panic");
+            assert_eq!(recorded(&request), 1);
+            drop(request);
+            assert!(counters.upgrade().is_none());
+        });
+    }
+
+    #[test]
+    fn a_clone_that_lent_its_reference_gets_another_one_or_learns_that_nobody_is_left() {
+        model(|| {
+            let recorder = recorder();
+            let counters = Arc::downgrade(&recorder);
+            let mut spent = recorder.loan().clone();
+            drop(spent.take());
+            let thread = thread::spawn(move || {
+                let again = spent.take();
+                if let Some(local) = &again {
+                    serve_one(local);
+                }
+                again.map(|local| recorded(&local))
+            });
+            drop(recorder);
+            let seen = thread.join().expect("no panic");
+            assert!(seen.is_none_or(|recorded| recorded == 1));
+            assert!(counters.upgrade().is_none());
+        });
     }
 }

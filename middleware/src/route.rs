@@ -1,16 +1,17 @@
 //! The name of a route, and the table that finds a route's counters.
 
-use std::{
-    fmt,
-    hash::Hasher,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-};
+use std::{fmt, hash::Hasher, sync::Arc};
 
 use http::Method;
 use rustc_hash::FxHasher;
+
+use crate::sync::{
+    Mutex, OnceLock, PoisonError,
+    atomic::{
+        AtomicUsize,
+        Ordering::{Acquire, Relaxed, Release},
+    },
+};
 
 /// Stands for every path that no route matched.
 pub(crate) const UNMATCHED: &str = "(unmatched)";
@@ -143,7 +144,9 @@ pub(crate) struct RouteTable<T> {
     unmatched: Place<T>,
     overflow: Place<T>,
     cap: usize,
+    /// Places taken by routes. Rises once the place is filled, and only under the lock.
     len: AtomicUsize,
+    taking: Mutex<()>,
     make: fn() -> T,
 }
 
@@ -160,6 +163,7 @@ impl<T> RouteTable<T> {
             overflow: OnceLock::new(),
             cap,
             len: AtomicUsize::new(0),
+            taking: Mutex::new(()),
             make,
         }
     }
@@ -186,16 +190,23 @@ impl<T> RouteTable<T> {
     }
 
     /// Takes an empty place; returns who has it in the end. `None` if no more may be taken.
+    ///
+    /// Takes a lock, for each route once. Nobody may be sent to the overflow row because of a place that
+    /// another thread is about to take for the same route.
     #[cold]
     fn take(&self, index: usize, method: MethodLabel, template: &str) -> Option<&(RouteKey, T)> {
-        // Reserve before taking the place, so that the cap holds under any interleaving.
-        let reserve = |len| (len < self.cap).then_some(len + 1);
-        self.len.fetch_update(Relaxed, Relaxed, reserve).ok()?;
         let place = &self.places[index];
-        if place.set((RouteKey::new(method, template), (self.make)())).is_err() {
-            // Another thread took the place meanwhile, for this route or for another.
-            self.len.fetch_sub(1, Relaxed);
+        // A table that is full stays as it is: routes past the cap take no lock.
+        if self.len.load(Acquire) < self.cap {
+            let _alone = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+            let len = self.len.load(Relaxed);
+            // Another thread may have taken the place meanwhile, for this route or for another.
+            if len < self.cap && place.get().is_none() {
+                let _ = place.set((RouteKey::new(method, template), (self.make)()));
+                self.len.store(len + 1, Release);
+            }
         }
+        // After the length: who sees that the table is full sees everything in it.
         place.get()
     }
 
@@ -313,5 +324,106 @@ mod tests {
         assert!(names.contains("* (other)"));
         let all: Vec<String> = table.iter().map(|(key, ())| key.to_string()).collect();
         assert_eq!(all.len(), names.len(), "a route has two rows: {all:?}");
+    }
+}
+
+#[cfg(all(test, parallax_loom))]
+mod models {
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::model;
+
+    fn table(cap: usize) -> Arc<RouteTable<()>> {
+        Arc::new(RouteTable::new(cap, || ()))
+    }
+
+    fn find(table: &RouteTable<()>, template: &str) -> RouteIndex {
+        table.find(&Method::GET, Some(template)).0
+    }
+
+    /// The rows that routes have to themselves.
+    fn rows(table: &RouteTable<()>) -> Vec<&str> {
+        table.iter().map(|(key, ())| key.template()).filter(|row| *row != OVERFLOW).collect()
+    }
+
+    /// Templates whose routes all begin to look for a place at the same one.
+    fn colliding<const N: usize>(table: &RouteTable<()>) -> [&'static str; N] {
+        let place = |template: &&str| hash(MethodLabel::Get, template) & (table.places.len() - 1);
+        let mut found = ["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h", "/i", "/j", "/k", "/l"]
+            .into_iter()
+            .filter(|template| place(template) == 0);
+        std::array::from_fn(|_| found.next().expect("a quarter of them"))
+    }
+
+    /// Looks for all at once, each on a thread of its own.
+    fn find_at_once<const N: usize>(
+        table: &Arc<RouteTable<()>>,
+        templates: [&'static str; N],
+    ) -> [RouteIndex; N] {
+        let threads = templates.map(|template| {
+            let table = table.clone();
+            thread::spawn(move || find(&table, template))
+        });
+        threads.map(|thread| thread.join().expect("no panic"))
+    }
+
+    #[test]
+    fn threads_that_look_for_a_new_route_at_once_find_one_row() {
+        model(|| {
+            let table = table(1);
+            let [one, other] = find_at_once(&table, ["/a"; 2]);
+            assert_eq!(one, other);
+            assert_eq!(rows(&table), ["/a"]);
+        });
+    }
+
+    #[test]
+    fn a_thread_that_finds_its_route_made_takes_no_room_from_others() {
+        model(|| {
+            let table = table(2);
+            find_at_once(&table, ["/a"; 2]);
+            find(&table, "/b");
+            assert_eq!(rows(&table).len(), 2);
+        });
+    }
+
+    #[test]
+    fn routes_that_meet_at_a_place_get_one_row_each_up_to_the_cap() {
+        model(|| {
+            let table = table(2);
+            let templates: [_; 3] = colliding(&table);
+            let found = find_at_once(&table, templates);
+            assert_eq!(templates.map(|template| find(&table, template)), found);
+            assert_eq!(rows(&table).len(), 2);
+            let overflow = table.fixed(OVERFLOW).0;
+            assert_eq!(found.into_iter().filter(|index| *index == overflow).count(), 1);
+            for (template, index) in templates.into_iter().zip(found) {
+                let (key, ()) = table.get(index).expect("it has just been found");
+                assert!([template, OVERFLOW].contains(&key.template()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_reader_sees_whole_rows_and_no_more_than_the_cap() {
+        model(|| {
+            let table = table(1);
+            let threads = ["/a", "/b"].map(|template| {
+                let table = table.clone();
+                thread::spawn(move || find(&table, template))
+            });
+            let reader = {
+                let table = table.clone();
+                thread::spawn(move || {
+                    let seen = rows(&table).len();
+                    assert!((seen..=1).contains(&rows(&table).len()));
+                })
+            };
+            reader.join().expect("no panic");
+            let found = threads.map(|thread| thread.join().expect("no panic"));
+            assert_ne!(found[0], found[1]);
+            assert_eq!(rows(&table).len(), 1);
+        });
     }
 }

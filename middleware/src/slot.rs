@@ -4,20 +4,22 @@
 //! is the only writer of that slot's shards ([`Writer::Only`]); the claim's lock orders the last write
 //! of one owner before the first of the next. Threads beyond [`EXCLUSIVE`] share the last slot.
 
-use std::{
-    cell::Cell,
-    sync::{Mutex, MutexGuard, PoisonError},
+use std::cell::Cell;
+
+use crate::{
+    histogram::Writer,
+    sync::{self, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::histogram::Writer;
-
-/// Slots with a single writer. More threads than this seldom answer requests.
-const EXCLUSIVE: usize = 63;
+/// Slots with a single writer. More threads than this seldom answer requests; in a model, more than two.
+const EXCLUSIVE: usize = if cfg!(parallax_loom) { 2 } else { 63 };
 /// All slots, with the shared one at the end.
 pub(crate) const SLOTS: usize = EXCLUSIVE + 1;
 
-/// Bit `i` is set while slot `i` has an owner. Process-wide because threads are; it configures nothing.
-static TAKEN: Mutex<u64> = Mutex::new(1 << EXCLUSIVE);
+sync::statics! {
+    /// Bit `i` is set while slot `i` has an owner. Process-wide because threads are; it configures nothing.
+    static TAKEN: Mutex<u64> = Mutex::new(1 << EXCLUSIVE);
+}
 
 fn taken() -> MutexGuard<'static, u64> {
     TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -34,7 +36,7 @@ impl Slot {
     /// The calling thread's slot. Takes a lock on the thread's first call only.
     #[inline]
     pub(crate) fn current() -> Self {
-        match CURRENT.get() {
+        match CURRENT.with(Cell::get) {
             Self::UNCLAIMED => Self::claim(),
             slot => slot,
         }
@@ -62,7 +64,7 @@ impl Slot {
 /// Gives a slot back when its thread ends.
 struct Claim(Slot);
 
-thread_local! {
+sync::locals! {
     /// Without a destructor, so that reading it is one load.
     static CURRENT: Cell<Slot> = const { Cell::new(Slot::UNCLAIMED) };
     static CLAIM: Claim = Claim::new();
@@ -78,7 +80,7 @@ impl Claim {
         } else {
             Slot::SHARED
         };
-        CURRENT.set(slot);
+        CURRENT.with(|current| current.set(slot));
         Self(slot)
     }
 }
@@ -86,7 +88,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // What other locals of this thread still record while they are torn down goes to the shared slot.
-        CURRENT.set(Slot::SHARED);
+        let _ = CURRENT.try_with(|current| current.set(Slot::SHARED));
         if self.0 != Slot::SHARED {
             *taken() &= !(1 << self.0.index());
         }
@@ -121,5 +123,75 @@ mod tests {
         let distinct: HashSet<usize> = exclusive.iter().copied().collect();
         assert_eq!(exclusive.len(), distinct.len());
         assert!(slots.contains(&Slot::SHARED));
+    }
+}
+
+#[cfg(all(test, parallax_loom))]
+pub(crate) mod models {
+    use std::rc::Rc;
+
+    use loom::{cell::UnsafeCell, thread};
+
+    use super::*;
+    use crate::sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        model,
+    };
+
+    /// From here on, threads share.
+    pub(crate) fn take_all() {
+        *taken() = u64::MAX;
+    }
+
+    /// What slots lead to.
+    #[derive(Default)]
+    struct Shards {
+        counts: [AtomicU64; SLOTS],
+        /// Loom complains of two accesses if neither is ordered before the other.
+        owned: [UnsafeCell<()>; EXCLUSIVE],
+    }
+
+    /// Two at once and one after another, in all ways.
+    #[test]
+    fn a_slot_has_one_owner_at_a_time_and_the_next_one_loses_nothing() {
+        model(|| {
+            // All threads of a model are one to the system.
+            let shards = Rc::new(Shards::default());
+            let threads = [(); SLOTS].map(|()| {
+                let shards = shards.clone();
+                thread::spawn(move || {
+                    let slot = Slot::current();
+                    assert_eq!(slot, Slot::current());
+                    slot.writer().add(&shards.counts[slot.index()], 1);
+                    if slot.writer() == Writer::Only {
+                        shards.owned[slot.index()].with_mut(|_| ());
+                    }
+                })
+            });
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            let counted: u64 = shards.counts.iter().map(|count| count.load(Relaxed)).sum();
+            assert_eq!(counted, SLOTS as u64);
+        });
+    }
+
+    #[test]
+    fn threads_share_while_no_slot_is_free_and_lose_nothing() {
+        model(|| {
+            take_all();
+            let count = Rc::new(AtomicU64::new(0));
+            let threads = [(); 2].map(|()| {
+                let count = count.clone();
+                thread::spawn(move || {
+                    assert_eq!(Slot::current(), Slot::SHARED);
+                    Slot::current().writer().add(&count, 1);
+                })
+            });
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            assert_eq!(count.load(Relaxed), 2);
+        });
     }
 }
