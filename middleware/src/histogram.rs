@@ -20,7 +20,8 @@ const LINEAR_WIDTH_BITS: u32 = 7;
 /// Buckets below that value.
 const LINEAR_BUCKETS: usize = 1 << (LINEAR_BITS - LINEAR_WIDTH_BITS);
 /// The largest value that keeps its place: one hour in nanoseconds; in a model, the end of the fourth bucket.
-const MAX_NS: u64 = if cfg!(parallax_loom) { 511 } else { 3_600_000_000_000 };
+const MAX_NS: u64 =
+    if cfg!(parallax_loom) { (4 << LINEAR_WIDTH_BITS) - 1 } else { 3_600_000_000_000 };
 
 /// How exactly a histogram keeps values between 1,024 ns and 1 h. Below, within 64 ns.
 ///
@@ -667,6 +668,7 @@ mod tests {
         for (json, why) in [
             (stored(7, 8, "[[3600000000001,1]]"), "past one hour"),
             (stored(7, 128, "[[0,2]]"), "no bucket holds"),
+            (stored(8, 7, "[[0,2]]"), "no bucket holds"),
             (stored(0, 0, "[[0,0]]"), "no bucket holds"),
             (stored(0, 0, "[[0,18446744073709551615],[1,1]]"), "past 64 bits"),
         ] {
@@ -682,6 +684,19 @@ mod tests {
         assert_eq!(summary.p99_us, None);
         assert_eq!((samples_needed(0.99), samples_needed(0.999)), (300, 3000));
         assert_eq!(LatencyHistogram::new().summary(), LatencySummary::default());
+    }
+
+    #[test]
+    fn a_first_value_that_is_only_in_its_bucket_yet_is_known_to_its_bucket() {
+        let cells = HistogramCells::new(Precision::default());
+        Writer::Only.add(&cells.buckets[1], 1);
+        for max_ns in [0, 200] {
+            Writer::Only.raise(&cells.max_ns, max_ns);
+            let mut read = LatencyHistogram::new();
+            cells.read_into(&mut read);
+            assert_eq!((read.min_ns, read.max_ns), (128, 255));
+            assert_eq!(read.quantile(0.5), Some(Duration::from_nanos(192)));
+        }
     }
 
     #[test]
@@ -866,12 +881,12 @@ mod models {
 
     #[test]
     fn a_reader_beside_the_only_writer_sees_a_sound_histogram() {
-        check(Writer::Only, &[&[100, 10, 300]]);
+        check(Writer::Only, &[&[200, 10, 600]]);
     }
 
     #[test]
     fn a_reader_beside_several_writers_sees_a_sound_histogram_and_no_value_is_lost() {
-        check(Writer::Shared, &[&[100], &[10]]);
+        check(Writer::Shared, &[&[200], &[10]]);
     }
 
     #[test]
@@ -880,12 +895,12 @@ mod models {
             let cells = cells();
             let writers = [
                 record(&cells, Writer::Shared, &[10, 200]),
-                record(&cells, Writer::Shared, &[20, 300]),
+                record(&cells, Writer::Shared, &[20, 600]),
             ];
             for writer in writers {
                 writer.join().expect("no panic");
             }
-            assert_eq!(read(&cells), plain(&[10, 20, 200, 300]));
+            assert_eq!(read(&cells), plain(&[10, 20, 200, 600]));
         });
     }
 }
