@@ -33,9 +33,13 @@ pub(crate) fn peek(
     recording: &mut Recording,
     cx: &mut Context<'_>,
 ) -> Peeked {
-    match recording.guard(|| Pin::new(&mut *body).poll_frame(cx)) {
+    let (polled, ended) = recording.guard(|| {
+        let polled = Pin::new(&mut *body).poll_frame(cx);
+        (polled, body.is_end_stream())
+    });
+    match polled {
         Poll::Pending => Peeked::Pending,
-        Poll::Ready(Some(Ok(frame))) if body.is_end_stream() => match frame.into_data() {
+        Poll::Ready(Some(Ok(frame))) if ended => match frame.into_data() {
             Ok(data) if data.len() as u64 == length => Peeked::Whole(data),
             Ok(data) => Peeked::Begun(Some(Ok(Frame::data(data)))),
             Err(frame) => Peeked::Begun(Some(Ok(frame))),
@@ -115,8 +119,8 @@ impl HttpBody for PerfBody {
                 }
                 // A server that knows the length drops the body here, without asking for its end, and after
                 // trailers, which are the last frame.
-                if this.rest.length == Some(0) || frame.is_trailers() || this.inner.is_end_stream()
-                {
+                let over = this.rest.length == Some(0) || frame.is_trailers();
+                if over || this.recording.guard(|| this.inner.is_end_stream()) {
                     this.recording.end(this.at_end());
                 }
             }

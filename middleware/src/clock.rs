@@ -38,8 +38,8 @@ impl Clock {
         Self::Tokio(now.checked_sub(Duration::from_secs(3600)).unwrap_or(now))
     }
 
-    /// The processor's counter. The first call in a process compares it with the kernel's clock for about a
-    /// millisecond.
+    /// The processor's counter. The first call in a process compares it with the kernel's clock: for about a
+    /// millisecond, on a machine that is very busy for up to 200.
     pub(crate) fn counter() -> Option<Self> {
         static TRUSTED: OnceLock<bool> = OnceLock::new();
         let trusted = TRUSTED.get_or_init(|| {
@@ -57,7 +57,7 @@ impl Clock {
         }
     }
 
-    /// The instant of a reading.
+    /// The instant of a reading. Of the counter only nearly: what lies between is compared by two clocks.
     pub(crate) fn instant(&self, ticks: Ticks) -> Instant {
         match self {
             Self::Counter(_) => {

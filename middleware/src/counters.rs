@@ -253,7 +253,7 @@ impl RouteCells {
         };
         // Ends first: what they follow must not be missed.
         let ended = sum(|shard| shard.outcomes.iter().map(|cell| cell.load(Acquire)).sum());
-        let opened = sum(|shard| shard.streams.opened.load(Relaxed));
+        let opened = sum(|shard| shard.streams.opened.load(Acquire));
         [sum(|shard| shard.entered.load(Relaxed)), opened, ended]
     }
 
@@ -275,7 +275,7 @@ impl RouteCells {
             sum.paired += shard.paired.load(Relaxed);
             sum.bypassed += shard.bypassed.load(Relaxed);
             sum.response_bytes += shard.response_bytes.load(Relaxed);
-            sum.streams.opened += shard.streams.opened.load(Relaxed);
+            sum.streams.opened += shard.streams.opened.load(Acquire);
             for (cells, into) in [
                 (&shard.ok, &mut sum.ok),
                 (&shard.first_byte, &mut sum.first_byte),
@@ -310,7 +310,8 @@ impl Shard {
 
     fn open_stream(&self, writer: Writer, first_byte: u64) {
         self.record(&self.first_byte, writer, first_byte);
-        writer.add(&self.streams.opened, 1);
+        // Who sees the stream sees its first byte.
+        writer.publish(&self.streams.opened);
     }
 
     #[inline]
@@ -456,7 +457,7 @@ impl StreamCounts {
 
     fn merge(&mut self, other: Self) {
         self.opened = self.opened.saturating_add(other.opened);
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
         self.extremes_ns = match (self.extremes_ns, other.extremes_ns) {
             (Some((min, max)), Some((low, high))) => Some((min.min(low), max.max(high))),
             (mine, None) if other.ended == 0 => mine,
@@ -472,7 +473,7 @@ impl StreamCounts {
             // As with requests: an interval starts with the streams that were open at its beginning.
             opened: ended.saturating_add(self.open()),
             ended,
-            sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns),
+            sum_ns: self.sum_ns.wrapping_sub(earlier.sum_ns),
             extremes_ns: self.extremes_ns.filter(|_| earlier.ended == 0),
         }
     }

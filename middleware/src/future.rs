@@ -110,9 +110,10 @@ fn at_head(
     cx: &mut Context<'_>,
 ) -> Option<Rest> {
     recording.set_bypassed(response.extensions().get::<Bypassed>().is_some());
-    let exact = response.body().size_hint().exact();
+    // The body is the service's own code, too.
+    let exact = recording.guard(|| response.body().size_hint().exact());
     let length = exact.or_else(|| content_length(response.headers()));
-    if length == Some(0) || is_whole(response, exact, asked) {
+    if length == Some(0) || recording.guard(|| is_whole(response, exact, asked)) {
         recording.end_at_head(response.status());
         return None;
     }

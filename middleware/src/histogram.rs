@@ -97,6 +97,7 @@ pub struct LatencyHistogram {
     /// Empty, or one counter a bucket.
     counts: Vec<u64>,
     count: u64,
+    /// Wraps around, so that differences stay exact: with ten thousand requests in flight, after three weeks.
     sum_ns: u64,
     /// Only meaningful if `count > 0`. After a subtraction, the bounds of the outermost buckets.
     min_ns: u64,
@@ -147,7 +148,7 @@ impl LatencyHistogram {
         self.min_ns = if self.count == 0 { kept } else { self.min_ns.min(kept) };
         self.max_ns = self.max_ns.max(kept);
         self.count += 1;
-        self.sum_ns = self.sum_ns.saturating_add(kept);
+        self.sum_ns = self.sum_ns.wrapping_add(kept);
     }
 
     /// Adds everything that `other` holds. Of two precisions the lower one is kept; its buckets hold the
@@ -176,7 +177,7 @@ impl LatencyHistogram {
         self.min_ns = self.min_ns.min(other.min_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
         self.count = self.count.saturating_add(other.count);
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
         self.clamped = self.clamped.saturating_add(other.clamped);
     }
 
@@ -196,15 +197,16 @@ impl LatencyHistogram {
         }
         self.min_ns = self.min_ns.min(other.min_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
         self.clamped += other.clamped;
     }
 
     /// The same values in the buckets of a lower precision.
     fn at(&self, precision: Precision) -> Self {
-        let mut counts = vec![0; precision.buckets()];
+        let mut counts = vec![0_u64; precision.buckets()];
         for (low, _, n) in self.buckets() {
-            counts[precision.index_of(low)] += n;
+            let count = &mut counts[precision.index_of(low)];
+            *count = count.saturating_add(n);
         }
         Self { precision, counts, ..*self }
     }
@@ -228,7 +230,7 @@ impl LatencyHistogram {
             .zip(&earlier.counts)
             .map(|(now, then)| now.saturating_sub(*then))
             .collect();
-        let count = counts.iter().sum();
+        let count = total(&counts);
         if count == 0 {
             return Self::with_precision(precision);
         }
@@ -238,7 +240,7 @@ impl LatencyHistogram {
         Self {
             precision,
             count,
-            sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns),
+            sum_ns: self.sum_ns.wrapping_sub(earlier.sum_ns),
             min_ns: precision.bounds_of(low).0.max(self.min_ns),
             max_ns: (high_low + high_width - 1).min(self.max_ns),
             clamped: self.clamped.saturating_sub(earlier.clamped),
@@ -286,9 +288,9 @@ impl LatencyHistogram {
         // The product may miss an integer by rounding; without the slack p90 of ten values would be
         // the tenth instead of the ninth.
         let rank = (q.clamp(0.0, 1.0) * self.count as f64 - 1e-6).ceil().max(1.0) as u64;
-        let mut seen = 0;
+        let mut seen: u64 = 0;
         for (index, n) in self.counts.iter().enumerate() {
-            seen += n;
+            seen = seen.saturating_add(*n);
             if seen >= rank {
                 let (low, width) = self.precision.bounds_of(index);
                 let middle = low + width / 2;
@@ -312,12 +314,12 @@ impl LatencyHistogram {
             return self.count;
         }
         let index = self.precision.index_of(limit.min(MAX_NS));
-        let above: u64 = self.counts[index + 1..].iter().sum();
+        let above = total(&self.counts[index + 1..]);
         let (low, width) = self.precision.bounds_of(index);
         // No value of the bucket lies past the recorded extremes.
         let (first, last) = (low.max(self.min_ns), (low + width - 1).min(self.max_ns));
         let share = (last.saturating_sub(limit)) as f64 / (last - first + 1) as f64;
-        above + (self.counts[index] as f64 * share).round() as u64
+        above.saturating_add((self.counts[index] as f64 * share).round() as u64)
     }
 
     /// The non-empty buckets: lowest value, width (both nanoseconds) and count, rising.
@@ -419,6 +421,11 @@ impl TryFrom<SparseHistogram> for LatencyHistogram {
     }
 }
 
+/// What was read back from elsewhere may add up to more than fits.
+fn total(counts: &[u64]) -> u64 {
+    counts.iter().fold(0, |sum: u64, n| sum.saturating_add(*n))
+}
+
 impl fmt::Debug for LatencyHistogram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LatencyHistogram")
@@ -515,7 +522,7 @@ impl HistogramCells {
     pub(crate) fn read_into(&self, into: &mut LatencyHistogram) {
         let mut read = LatencyHistogram::with_precision(self.precision);
         read.counts = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
-        read.count = read.counts.iter().sum();
+        read.count = total(&read.counts);
         if read.count == 0 {
             return;
         }

@@ -4,12 +4,13 @@ use std::{
     collections::VecDeque,
     fmt, mem,
     str::FromStr,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
+    task::{AbortHandle, spawn_blocking},
     time::{MissedTickBehavior, interval},
 };
 
@@ -23,6 +24,7 @@ use crate::{
 
 /// A stretch of time up to the present.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
 pub enum Window {
     /// The last 10 s.
     TenSeconds,
@@ -95,8 +97,8 @@ const GROUPED: [usize; 2] = [6, 5];
 #[derive(Debug, Default)]
 pub(crate) struct History {
     levels: Mutex<Levels>,
-    /// Set by whoever starts the task that samples.
-    sampled: OnceLock<()>,
+    /// The task that samples, once somebody has asked for a window.
+    sampler: Mutex<Option<AbortHandle>>,
 }
 
 #[derive(Debug, Default)]
@@ -128,15 +130,21 @@ struct EndedCounts {
 }
 
 impl History {
-    /// Samples once a second until `counters` are gone, in the runtime of the caller; without one, not yet.
+    /// Samples once a second until `counters` are gone or the caller's runtime is; without a runtime, not
+    /// yet.
     pub(crate) fn start(self: &Arc<Self>, counters: &Arc<Counters>) {
-        if let Ok(runtime) = Handle::try_current()
-            && self.sampled.set(()).is_ok()
-        {
-            // The first sample, now: what comes is within a window from its first second on.
-            self.lock().sample(counters);
-            runtime.spawn(sample(Arc::downgrade(self), Arc::downgrade(counters)));
+        let Ok(runtime) = Handle::try_current() else { return };
+        let mut sampler = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        if sampler.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
         }
+        // Whatever was sampled in a runtime that has ended is too old. The first sample is taken now: what
+        // comes is within a window from its first second on.
+        let mut levels = self.lock();
+        *levels = Levels::default();
+        levels.sample(counters);
+        let task = runtime.spawn(sample(Arc::downgrade(self), Arc::downgrade(counters)));
+        *sampler = Some(task.abort_handle());
     }
 
     /// What was recorded within the window, or a little longer; less long, if sampling began later.
@@ -158,7 +166,11 @@ async fn sample(history: Weak<History>, counters: Weak<Counters>) {
         let (Some(history), Some(counters)) = (history.upgrade(), counters.upgrade()) else {
             return;
         };
-        history.lock().sample(&counters);
+        // Many routes take some milliseconds: not those of a thread that answers requests.
+        let sampled = spawn_blocking(move || history.lock().sample(&counters));
+        if sampled.await.is_err() {
+            return;
+        }
     }
 }
 

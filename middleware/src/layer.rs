@@ -31,7 +31,8 @@ impl PerfLayer {
     ///
     /// Each name has a row, up to the route cap; requests without one share the row of unmatched paths.
     /// So return names of the service's own making. Where the path is the name, as with gRPC, let through
-    /// the paths that the service knows.
+    /// the paths that the service knows. A panic in `name` goes on to the caller, uncounted: the request has no
+    /// row yet.
     ///
     /// ```
     /// use http::{Request, Response};

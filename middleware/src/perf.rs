@@ -85,7 +85,6 @@ impl Perf {
     where
         S: Clone + Send + Sync + 'static,
     {
-        self.history.start(&self.recorder);
         endpoint::routes(self.clone())
     }
 
@@ -116,9 +115,14 @@ impl Perf {
     /// What was recorded lately: the last 10 s, minute or 5 min, and up to a tenth more. The figures say how
     /// long exactly ([`PerfView::window_s`](crate::PerfView::window_s)).
     ///
-    /// This takes a sample of the counters once a second, in a task that begins with the first call of this
-    /// or of [`routes`](Self::routes) in a tokio runtime: what came before is in no window. It ends with the
-    /// last handle, and requests pay nothing for it.
+    /// This takes a sample of the counters once a second, in a task that begins with the first call in a tokio
+    /// runtime: what came before is in no window. It ends with the last handle, or with its runtime; the next
+    /// call then begins anew. Requests pay nothing for it. Where tests pause tokio's clock, its seconds are
+    /// the paused clock's.
+    ///
+    /// # Panics
+    ///
+    /// The task panics if the runtime has no timer.
     #[must_use]
     pub fn window(&self, window: Window) -> Snapshot {
         self.history.start(&self.recorder);
@@ -142,8 +146,8 @@ pub struct PerfBuilder {
 }
 
 impl PerfBuilder {
-    /// The most routes that have a row of their own, 1 to 65,536; what comes after shares one row,
-    /// `(other)`. Outside of that range, the nearest bound applies.
+    /// The most templates that have rows of their own, one a method, 1 to 65,536; what comes after shares one
+    /// row, `(other)`. Outside of that range, the nearest bound applies.
     pub fn route_cap(self, routes: usize) -> Self {
         Self { route_cap: routes.clamp(1, 65_536), ..self }
     }

@@ -66,20 +66,24 @@ fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
 
 impl Recorder {
     pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
-        Self::of(&Arc::new(Counters::new(route_cap, precision)))
-    }
-
-    /// Counts into counters that are there already.
-    pub(crate) fn of(counters: &Arc<Counters>) -> Self {
         sync::statics! {
             static NEXT: AtomicU64 = AtomicU64::new(0);
         }
         let id = RecorderId(NEXT.fetch_add(1, Relaxed));
+        let counters = Arc::new(Counters::new(route_cap, precision));
         let mut held = held();
         held.retain(|_, counters| counters.strong_count() > 0);
-        held.insert(id, Arc::downgrade(counters));
+        held.insert(id, Arc::downgrade(&counters));
         drop(held);
+        Self::with_handles(id, &counters)
+    }
 
+    /// Of the same counters as one that was met in a request.
+    pub(crate) fn of(local: &LocalRecorder) -> Self {
+        Self::with_handles(local.handle.id, local)
+    }
+
+    fn with_handles(id: RecorderId, counters: &Arc<Counters>) -> Self {
         let siblings = Arc::new(OnceLock::new());
         let handle = || {
             sync::Arc::new(Handle { id, counters: counters.clone(), siblings: siblings.clone() })

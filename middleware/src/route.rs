@@ -1,6 +1,6 @@
 //! The name of a route, and the table that finds a route's counters.
 
-use std::{fmt, hash::Hasher, sync::Arc};
+use std::{array, fmt, hash::Hasher, sync::Arc};
 
 use http::Method;
 use rustc_hash::FxHasher;
@@ -67,7 +67,7 @@ pub(crate) enum MethodLabel {
 }
 
 impl MethodLabel {
-    const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Any,
         Self::Connect,
         Self::Delete,
@@ -138,23 +138,32 @@ impl From<u32> for RouteIndex {
 }
 
 /// An insert-only hash table of fixed capacity. Readers take no lock; an entry never moves.
+///
+/// The cap counts templates. Each has a row for each method that was tried on it, so that a client that tries
+/// all methods everywhere takes no row from a route that comes later.
 pub(crate) struct RouteTable<T> {
-    /// Linear probing from the key's hash; twice the cap, so that a probe is short and always ends.
-    places: Box<[Place<T>]>,
-    unmatched: Place<T>,
-    overflow: Place<T>,
+    /// Linear probing from the template's hash; twice the cap, so that a probe is short and always ends.
+    places: Box<[OnceLock<Template<T>>]>,
+    unmatched: Row<T>,
+    overflow: Row<T>,
     cap: usize,
-    /// Places taken by routes. Rises once the place is filled, and only under the lock.
+    /// Places taken by templates. Rises once the place is filled, and only under the lock.
     len: AtomicUsize,
     taking: Mutex<()>,
     make: fn() -> T,
 }
 
-/// Empty until a route takes it.
-type Place<T> = OnceLock<(RouteKey, T)>;
+/// A template with its rows, by method.
+struct Template<T> {
+    name: Box<str>,
+    rows: Box<[Row<T>; MethodLabel::ALL.len()]>,
+}
+
+/// Empty until it is asked for.
+type Row<T> = OnceLock<(RouteKey, T)>;
 
 impl<T> RouteTable<T> {
-    /// A table of at most `cap` matched routes, each with what `make` makes.
+    /// A table of at most `cap` matched templates, with what `make` makes for each row.
     pub(crate) fn new(cap: usize, make: fn() -> T) -> Self {
         let places = cap.max(1).saturating_mul(2).next_power_of_two();
         Self {
@@ -172,17 +181,19 @@ impl<T> RouteTable<T> {
     #[inline]
     pub(crate) fn find(&self, method: &Method, template: Option<&str>) -> (RouteIndex, &T) {
         let Some(template) = template else { return self.fixed(UNMATCHED) };
-        let method = MethodLabel::from(method);
         let mask = self.places.len() - 1;
-        let mut index = hash(method, template) & mask;
+        let mut index = hash(template) & mask;
         for _ in 0..=mask {
             let entry = match self.places[index].get() {
                 Some(entry) => Some(entry),
-                None => self.take(index, method, template),
+                None => self.take(index, template),
             };
-            let Some((key, value)) = entry else { break };
-            if key.method == method && *key.template == *template {
-                return (RouteIndex(index as u32), value);
+            let Some(entry) = entry else { break };
+            if *entry.name == *template {
+                let method = MethodLabel::from(method);
+                let make = || (RouteKey::new(method, template), (self.make)());
+                let (_, value) = entry.rows[method as usize].get_or_init(make);
+                return (RouteIndex((index * entry.rows.len() + method as usize) as u32), value);
             }
             index = (index + 1) & mask;
         }
@@ -191,18 +202,19 @@ impl<T> RouteTable<T> {
 
     /// Takes an empty place; returns who has it in the end. `None` if no more may be taken.
     ///
-    /// Takes a lock, for each route once. Nobody may be sent to the overflow row because of a place that
-    /// another thread is about to take for the same route.
+    /// Takes a lock, for each template once. Nobody may be sent to the overflow row because of a place that
+    /// another thread is about to take for the same template.
     #[cold]
-    fn take(&self, index: usize, method: MethodLabel, template: &str) -> Option<&(RouteKey, T)> {
+    fn take(&self, index: usize, template: &str) -> Option<&Template<T>> {
         let place = &self.places[index];
         // A table that is full stays as it is: routes past the cap take no lock.
         if self.len.load(Acquire) < self.cap {
             let _alone = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
             let len = self.len.load(Relaxed);
-            // Another thread may have taken the place meanwhile, for this route or for another.
+            // Another thread may have taken the place meanwhile, for this template or for another.
             if len < self.cap && place.get().is_none() {
-                let _ = place.set((RouteKey::new(method, template), (self.make)()));
+                let rows = Box::new(array::from_fn(|_| OnceLock::new()));
+                let _ = place.set(Template { name: template.into(), rows });
                 self.len.store(len + 1, Release);
             }
         }
@@ -219,27 +231,35 @@ impl<T> RouteTable<T> {
         };
         let make = || (RouteKey::new(MethodLabel::Any, template), (self.make)());
         let (_, value) = place.get_or_init(make);
-        (RouteIndex((self.places.len() + offset) as u32), value)
+        (RouteIndex((self.places.len() * MethodLabel::ALL.len() + offset) as u32), value)
     }
 
     /// The entry at an index that [`find`](Self::find) returned.
+    #[inline]
     pub(crate) fn get(&self, index: RouteIndex) -> Option<&(RouteKey, T)> {
+        const METHODS: usize = MethodLabel::ALL.len();
         let index = index.0 as usize;
-        let fixed = || [&self.unmatched, &self.overflow].get(index - self.places.len()).copied();
-        self.places.get(index).or_else(fixed)?.get()
+        match self.places.get(index / METHODS) {
+            Some(template) => template.get()?.rows[index % METHODS].get(),
+            None => {
+                let fixed = [&self.unmatched, &self.overflow];
+                fixed.get(index - self.places.len() * METHODS)?.get()
+            }
+        }
     }
 
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(RouteKey, T)> {
-        self.places.iter().chain([&self.unmatched, &self.overflow]).filter_map(OnceLock::get)
+        let templates = self.places.iter().filter_map(OnceLock::get);
+        let rows = templates.flat_map(|template| template.rows.iter());
+        rows.chain([&self.unmatched, &self.overflow]).filter_map(OnceLock::get)
     }
 }
 
 /// Templates are the service's own, so nobody can flood one chain of the table: a fast hash will do.
 #[inline]
-fn hash(method: MethodLabel, template: &str) -> usize {
+fn hash(template: &str) -> usize {
     let mut hasher = FxHasher::default();
-    hasher.write_u8(method as u8);
     hasher.write(template.as_bytes());
     hasher.finish() as usize
 }
@@ -285,6 +305,18 @@ mod tests {
             assert_eq!(MethodLabel::named(label.as_str()), Some(label));
         }
         assert_eq!(MethodLabel::named("get"), None);
+    }
+
+    #[test]
+    fn methods_that_are_tried_on_a_template_take_no_room_from_others() {
+        let table = RouteTable::new(2, || ());
+        for method in ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "BREW"] {
+            table.find(&Method::from_bytes(method.as_bytes()).expect("a token"), Some("/x"));
+        }
+        table.find(&Method::GET, Some("/y"));
+        let names = names(&table);
+        assert_eq!(names.len(), 8, "{names:?}");
+        assert!(names.contains("GET /y"));
     }
 
     #[test]
@@ -349,7 +381,7 @@ mod models {
 
     /// Templates whose routes all begin to look for a place at the same one.
     fn colliding<const N: usize>(table: &RouteTable<()>) -> [&'static str; N] {
-        let place = |template: &&str| hash(MethodLabel::Get, template) & (table.places.len() - 1);
+        let place = |template: &&str| hash(template) & (table.places.len() - 1);
         let mut found = ["/a", "/b", "/c", "/d", "/e", "/f", "/g", "/h", "/i", "/j", "/k", "/l"]
             .into_iter()
             .filter(|template| place(template) == 0);

@@ -99,7 +99,13 @@ impl Snapshot {
 
     /// Adds what another process recorded. Counts, memory, processor time, workers and queues add up; of
     /// the two uptimes, and of the two windows, the longer one stands.
+    ///
+    /// Merging into [`Snapshot::default`] gives the other one.
     pub fn merge(&mut self, other: &Self) {
+        if *self == Self::default() {
+            self.clone_from(other);
+            return;
+        }
         for (key, counts) in &other.routes {
             match self.routes.get_mut(key) {
                 Some(mine) => Arc::make_mut(mine).merge(counts),
@@ -130,28 +136,32 @@ impl Snapshot {
         self.routes().find(|(key, _)| wanted(key)).map(|(_, counts)| counts)
     }
 
+    fn total(&self, of: impl Fn(&RouteCounts) -> u64) -> u64 {
+        self.routes.values().fold(0, |sum: u64, counts| sum.saturating_add(of(counts)))
+    }
+
     /// Requests that entered the layer.
     #[must_use]
     pub fn entered(&self) -> u64 {
-        self.routes.values().map(|counts| counts.entered).sum()
+        self.total(|counts| counts.entered)
     }
 
     /// Requests that have an outcome.
     #[must_use]
     pub fn recorded(&self) -> u64 {
-        self.routes.values().map(|counts| counts.recorded()).sum()
+        self.total(RouteCounts::recorded)
     }
 
     /// Requests that carried a probe and have an outcome.
     #[must_use]
     pub fn paired(&self) -> u64 {
-        self.routes.values().map(|counts| counts.paired).sum()
+        self.total(|counts| counts.paired)
     }
 
     /// How many requests of one outcome there were.
     #[must_use]
     pub fn outcome(&self, outcome: Outcome) -> u64 {
-        self.routes.values().map(|counts| counts.outcome(outcome)).sum()
+        self.total(|counts| counts.outcome(outcome))
     }
 
     /// The reading in the form of `GET /perf`.
@@ -176,8 +186,9 @@ impl Snapshot {
             runtime: self.runtime.map(|runtime| RuntimeView {
                 workers: runtime.workers,
                 // The runtime is older than the recorder, so only an interval has a ratio.
-                busy_ratio: self.window.and(runtime.busy).map(|busy| {
-                    (busy.as_secs_f64() / (interval * runtime.workers as f64)).clamp(0.0, 1.0)
+                busy_ratio: self.window.and(runtime.busy).and_then(|busy| {
+                    let of = interval * runtime.workers as f64;
+                    (of > 0.0).then(|| (busy.as_secs_f64() / of).clamp(0.0, 1.0))
                 }),
                 global_queue_depth: runtime.global_queue_depth,
                 alive_tasks: runtime.alive_tasks,

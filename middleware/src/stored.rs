@@ -111,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{histogram::Precision, recorder::Recorder};
+    use crate::{histogram::Precision, outcome::Outcome, recorder::Recorder};
 
     fn snapshot() -> Snapshot {
         let recorder = Recorder::new(8, Precision::default());
@@ -184,18 +184,31 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_can_be_read_can_be_merged_subtracted_and_shown(
-            path in prop::collection::vec(0_usize..12, 1..6),
-            number in prop_oneof![Just(u64::MAX), Just(0), any::<u64>()],
+            changes in prop::collection::vec(
+                (
+                    prop::collection::vec(0_usize..12, 1..6),
+                    prop_oneof![Just(u64::MAX), Just(u64::MAX - 1), Just(0), any::<u64>()],
+                ),
+                1..4,
+            ),
         ) {
             let whole = snapshot();
             let mut json = serde_json::to_value(&whole).expect("it can be written");
-            // Something, somewhere, becomes a number that it was not.
-            *place(&mut json, &path) = number.into();
+            // Some things, somewhere, become numbers that they were not.
+            for (path, number) in changes {
+                *place(&mut json, &path) = number.into();
+            }
             if let Ok(mut read) = read(&json) {
                 read.merge(&whole);
                 read.merge(&read.clone());
                 prop_assert!(read.since(&whole).view().window_s.is_some());
                 prop_assert!(whole.since(&read).view().window_s.is_some());
+                prop_assert!(read.recorded() >= read.outcome(Outcome::Ok));
+                prop_assert!(read.entered().checked_add(read.paired()) != Some(0));
+                for (_, counts) in read.routes() {
+                    prop_assert_eq!(counts.ok.quantile(1.0).is_some(), counts.ok.count() > 0);
+                    prop_assert!(counts.ok.count_above(Duration::ZERO) <= counts.ok.count());
+                }
             }
         }
     }

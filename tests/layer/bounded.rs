@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use parallax_middleware::{Outcome, Perf, Precision};
 use tower::{Service, ServiceExt};
 
-use crate::support::rig::Rig;
+use crate::support::rig::{Rig, request};
 
 /// How many different paths and methods are sent.
 const DISTINCT: u64 = 200_000;
@@ -64,6 +64,27 @@ async fn the_cap_on_routes_is_the_services_to_set() {
     let snapshot = perf.snapshot();
     let counts = snapshot.route("GET", "/a").expect("it has been asked for");
     assert_eq!(counts.ok.precision(), Precision::OneDigit);
+}
+
+#[tokio::test]
+async fn a_client_that_tries_all_methods_everywhere_takes_no_row_from_a_route() {
+    const ROUTES: usize = 60;
+    let routes = (0..ROUTES).fold(Router::new(), |routes, n| {
+        routes.route(&format!("/route-{n}/{{id}}"), get(async || "an item"))
+    });
+    let perf = Perf::builder().route_cap(ROUTES).build();
+    let rig = Rig::new(&perf, routes.layer(perf.layer()));
+    let methods = ["BREW", "CONNECT", "DELETE", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+    for n in 0..ROUTES {
+        for method in methods {
+            rig.send(request(method, &format!("/route-{n}/7"))).await;
+        }
+    }
+    for n in 0..ROUTES {
+        rig.get(&format!("/route-{n}/7")).await;
+        assert_eq!(rig.row(&format!("GET /route-{n}/{{id}}")).outcomes.ok, 1);
+    }
+    assert_eq!(rig.perf.snapshot().view().routes.len(), 10 * ROUTES);
 }
 
 #[tokio::test]

@@ -138,23 +138,41 @@ async fn each_window_holds_what_was_recorded_in_its_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn windows_begin_when_they_are_first_asked_for() {
-    type Start = fn(&Perf);
-    let window: Start = |perf| drop(perf.window(Window::OneMinute));
-    let routes: Start = |perf| drop(perf.routes::<()>());
-    for start in [window, routes] {
-        let perf = Perf::new();
-        let app = app(&perf);
-        send(&app, "/now").await;
-        sleep(Duration::from_secs(5)).await;
-        start(&perf);
-        send(&app, "/now").await;
-        sleep(Duration::from_secs(3)).await;
-        for window in Window::ALL {
-            let found = perf.window(window);
-            assert_eq!((found.recorded(), covered(&found)), (1, 3.0), "{window}");
-        }
-        assert_eq!(perf.snapshot().recorded(), 2);
+    let perf = Perf::new();
+    let app = app(&perf);
+    send(&app, "/now").await;
+    sleep(Duration::from_secs(5)).await;
+    drop(perf.window(Window::OneMinute));
+    send(&app, "/now").await;
+    sleep(Duration::from_secs(3)).await;
+    for window in Window::ALL {
+        let found = perf.window(window);
+        assert_eq!((found.recorded(), covered(&found)), (1, 3.0), "{window}");
     }
+    assert_eq!(perf.snapshot().recorded(), 2);
+}
+
+#[test]
+fn windows_begin_anew_when_the_runtime_that_sampled_has_ended() {
+    let perf = Perf::new();
+    let app = app(&perf);
+    let in_a_runtime = |requests: usize| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            drop(perf.window(Window::TenSeconds));
+            for _ in 0..requests {
+                send(&app, "/now").await;
+            }
+            sleep(Duration::from_secs(3)).await;
+            perf.window(Window::TenSeconds).recorded()
+        })
+    };
+    assert_eq!(in_a_runtime(2), 2);
+    assert_eq!(in_a_runtime(1), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +210,6 @@ async fn samples_are_taken_by_one_task_that_ends_with_the_last_handle() {
     assert_eq!(tasks(), before, "nobody has asked for a window");
     drop(perf.window(Window::TenSeconds));
     drop(perf.window(Window::FiveMinutes));
-    drop(perf.routes::<()>());
     assert_eq!(tasks(), before + 1);
 
     let other = perf.clone();
