@@ -15,11 +15,9 @@ use axum::{
     body::Body,
     extract::Request,
     http::{HeaderName, HeaderValue, Method, StatusCode},
-    response::IntoResponse,
     routing::any,
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use futures_util::stream;
 use hmac::{Hmac, KeyInit, Mac};
 use parallax_middleware::{
     BypassPolicy, BypassToken, LimiterView, Perf, RefusedTokens, TokenCheck, TokenKeys,
@@ -29,10 +27,13 @@ use tower_governor::{
     GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor,
 };
 
-use crate::support::{
-    client::{Client, Transport},
-    eventually,
-    rig::{Answer, Rig, request, with_pass},
+use crate::{
+    layer::responses::endless,
+    support::{
+        client::{Client, Transport},
+        eventually,
+        rig::{Answer, Rig, request, with_pass},
+    },
 };
 
 const HEADER: HeaderName = HeaderName::from_static("x-parallax-bypass");
@@ -84,7 +85,7 @@ impl Guarded {
             .expect("neither is zero");
         let app = Router::new()
             .route("/items/{id}", any(names))
-            .route("/endless", any(endless))
+            .route("/endless", any(async || Body::from_stream(endless())))
             .layer(perf.bypass(policy.tokens(check)).around(GovernorLayer::new(quota)))
             .layer(perf.layer());
         let rig = Rig::new(&perf, app);
@@ -153,10 +154,6 @@ enum Refused {
 /// Says which headers reach a handler.
 async fn names(request: Request) -> String {
     request.headers().keys().map(HeaderName::as_str).collect::<Vec<_>>().join(" ")
-}
-
-async fn endless() -> impl IntoResponse {
-    Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>("more ")))
 }
 
 /// A GET with this in the header.
