@@ -78,6 +78,22 @@ impl BypassPolicy {
     /// a header.
     ///
     /// Clones of the policy share what they know of budgets; a second call forgets it.
+    ///
+    /// ```
+    /// # use axum::{Router, routing::get};
+    /// # use parallax_middleware::{BypassPolicy, Perf, TokenKeys};
+    /// # fn app(perf: Perf) -> Result<Router, Box<dyn std::error::Error>> {
+    /// # let limiter = tower::layer::util::Identity::new();
+    /// let keys = TokenKeys::parse(&std::env::var("PARALLAX_BYPASS_KEY")?)?;
+    /// let policy = BypassPolicy::in_process().tokens(keys);
+    ///
+    /// let app = Router::new()
+    ///     .route("/items/{id}", get(|| async { "an item" }))
+    ///     .layer(perf.bypass(policy).around(limiter))
+    ///     .layer(perf.layer());
+    /// # Ok(app)
+    /// # }
+    /// ```
     #[cfg(feature = "token")]
     #[must_use]
     pub fn tokens(self, check: impl Into<TokenCheck>) -> Self {
