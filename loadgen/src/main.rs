@@ -44,7 +44,8 @@ enum Command {
     /// Examples:
     ///   (umask 077; echo "ci:$(openssl rand -hex 32)" > bypass.keys)
     ///   parallax token --key-file bypass.keys --expires 10m --method GET --path /search
-    ///   curl -H "x-parallax-bypass: $(parallax token --key-file bypass.keys)" http://localhost:3000/
+    ///   parallax token --key-file bypass.keys | sed 's/^/x-parallax-bypass: /' > bypass.header
+    ///   curl -H @bypass.header http://localhost:3000/search
     #[command(verbatim_doc_comment)]
     Token(cli::TokenArgs),
 }

@@ -35,6 +35,9 @@ const MAX_BODY: usize = (1 + MAX_KEY_ID) + 8 + (1 + MAX_METHOD) + (2 + MAX_PATH)
 /// Anything longer is no token, and is not looked at.
 const MAX_TEXT: usize = VERSION.len() + (MAX_BODY + MAC_BYTES).div_ceil(3) * 4;
 
+// What the documentation says.
+const _: () = assert!(MAX_TEXT == 932);
+
 /// The mark of one token among all: what its issuer put under it.
 pub(crate) type Mac = [u8; MAC_BYTES];
 
