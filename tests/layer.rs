@@ -1,5 +1,7 @@
 //! Every way in which a request can end, in process and over real HTTP/1.1 and HTTP/2 connections.
 
+// Tokens that should not get past a limiter, and those that do.
+mod attacks;
 // Bodies: sized, streamed, empty, half read, broken.
 mod bodies;
 // Memory: what strangers send takes none, what many routes take has an end.

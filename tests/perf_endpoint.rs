@@ -78,7 +78,11 @@ async fn it_has_the_fields_of_the_contract() {
     assert_eq!(row(&perf, "/broken")["latency"]["count"], 0);
     assert_eq!(row(&perf, "(unmatched)")["outcomes"]["client_error"], 1);
     // The 404 is that of the endpoint's router: the limiter does not lie around it.
-    assert_eq!(perf["limiter"], json!({"admitted": 101, "limited": 0, "bypassed": 1}));
+    assert_eq!(
+        perf["limiter"],
+        json!({"admitted": 101, "limited": 0, "bypassed": 1,
+               "refused_tokens": {"malformed": 0, "forged": 0, "expired": 0, "out_of_scope": 0}})
+    );
     assert_eq!(perf["runtime"]["workers"], 1);
     assert!(
         perf["runtime"]["alive_tasks"].is_u64() && perf["runtime"]["global_queue_depth"].is_u64()

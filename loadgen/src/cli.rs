@@ -1,5 +1,7 @@
 //! The command, for a service to embed: flags, progress, Ctrl-C, the report's files, the exit code.
 
+mod token;
+
 use std::{
     fmt, fs, io,
     io::{IsTerminal, Write},
@@ -24,6 +26,8 @@ use crate::{
     target::InProcess,
     threshold::Threshold,
 };
+
+pub use self::token::{TokenArgs, token};
 
 /// The flags that every run has.
 #[derive(Clone, Debug, Args)]

@@ -1,6 +1,10 @@
-//! `parallax`: what can be done with a saved report.
+//! `parallax`: what can be done with a saved report, and for load on a service that runs.
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use parallax_loadgen::{cli, render, report::Report};
@@ -14,6 +18,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::doc_markdown, reason = "these are the words of --help")]
 enum Command {
     /// Print a saved report; exits as the run that wrote it did
     ///
@@ -31,6 +36,18 @@ enum Command {
         #[arg(long)]
         no_color: bool,
     },
+    /// Mint a token that lets load past a service's limiter, and print it
+    ///
+    /// Send it in the header x-parallax-bypass. The key is one of the service's, written ID:SECRET, from
+    /// PARALLAX_BYPASS_KEY or a file; never from an argument, which other users of the machine could see.
+    ///
+    /// Examples:
+    ///   (umask 077; echo "ci:$(openssl rand -hex 32)" > bypass.keys)
+    ///   parallax token --key-file bypass.keys --expires 10m --method GET --path /search
+    ///   parallax token --key-file bypass.keys | sed 's/^/x-parallax-bypass: /' > bypass.header
+    ///   curl -H @bypass.header http://localhost:3000/search
+    #[command(verbatim_doc_comment)]
+    Token(cli::TokenArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -41,8 +58,14 @@ enum Format {
 }
 
 fn main() -> ExitCode {
-    let Command::Render { report, format, no_color } = Cli::parse().command;
-    let report = match Report::read(&report) {
+    match Cli::parse().command {
+        Command::Render { report, format, no_color } => render(&report, format, no_color),
+        Command::Token(args) => cli::token(args),
+    }
+}
+
+fn render(report: &Path, format: Format, no_color: bool) -> ExitCode {
+    let report = match Report::read(report) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("error: {error}");

@@ -12,10 +12,13 @@ use std::{
 };
 
 use axum::{
+    body::Body,
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -25,15 +28,44 @@ use crate::{
     probe::LoadMark,
     recorder::{LocalRecorder, Recorder},
 };
+#[cfg(feature = "token")]
+use crate::{
+    gate::{Gate, Held, TokenCheck},
+    token::TokenRefusal,
+};
+
+/// Where tokens are looked for if nothing else is said.
+const HEADER: HeaderName = HeaderName::from_static("x-parallax-bypass");
+
+/// What a request holds until its response is over: nothing, where there are no tokens.
+#[cfg(not(feature = "token"))]
+type Held = Infallible;
 
 /// In the extensions of a response: the request did pass by the limiter.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bypassed;
 
 /// Who may pass by the limiter.
-#[derive(Clone, Debug, Default)]
+///
+/// Whoever it is, the header of a token is taken out of every request, be it good or not: nothing inside sees
+/// it. That is so as well where no tokens are taken.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct BypassPolicy {}
+pub struct BypassPolicy {
+    header: HeaderName,
+    #[cfg(feature = "token")]
+    gate: Option<std::sync::Arc<Gate>>,
+}
+
+impl Default for BypassPolicy {
+    fn default() -> Self {
+        Self {
+            header: HEADER,
+            #[cfg(feature = "token")]
+            gate: None,
+        }
+    }
+}
 
 impl BypassPolicy {
     /// Nobody but a load generator in this very process, by its [`LoadMark`]. The default.
@@ -41,23 +73,99 @@ impl BypassPolicy {
     pub fn in_process() -> Self {
         Self::default()
     }
+
+    /// Whoever sends a [token](crate::BypassToken) that is good for the request, too: over any connection, in
+    /// a header.
+    ///
+    /// Clones of the policy share what they know of budgets; a second call forgets it.
+    ///
+    /// ```
+    /// # use axum::{Router, routing::get};
+    /// # use parallax_middleware::{BypassPolicy, Perf, TokenKeys};
+    /// # fn app(perf: Perf) -> Result<Router, Box<dyn std::error::Error>> {
+    /// # let limiter = tower::layer::util::Identity::new();
+    /// let keys = TokenKeys::parse(&std::env::var("PARALLAX_BYPASS_KEY")?)?;
+    /// let policy = BypassPolicy::in_process().tokens(keys);
+    ///
+    /// let app = Router::new()
+    ///     .route("/items/{id}", get(|| async { "an item" }))
+    ///     .layer(perf.bypass(policy).around(limiter))
+    ///     .layer(perf.layer());
+    /// # Ok(app)
+    /// # }
+    /// ```
+    #[cfg(feature = "token")]
+    #[must_use]
+    pub fn tokens(self, check: impl Into<TokenCheck>) -> Self {
+        Self { gate: Some(std::sync::Arc::new(Gate::new(check.into()))), ..self }
+    }
+
+    /// Another header for tokens than `x-parallax-bypass`. It belongs to the tokens alone: what else might
+    /// be in it is taken out as well.
+    #[must_use]
+    pub fn header(self, name: HeaderName) -> Self {
+        Self { header: name, ..self }
+    }
+
+    /// May the request pass? Uses up what lets it, and takes out of it what says so.
+    fn admit(&self, request: &mut Request, recorder: &LocalRecorder) -> Option<Pass> {
+        // Used up here: inside, nobody can pass it on.
+        let marked = request.extensions_mut().get_mut().is_some_and(LoadMark::take_pass);
+        if !request.headers().contains_key(&self.header) {
+            return marked.then_some(Pass { held: None });
+        }
+        let alone = request.headers().get_all(&self.header).iter().nth(1).is_none();
+        let token = request.headers_mut().remove(&self.header);
+        if marked {
+            return Some(Pass { held: None });
+        }
+        self.present(token.filter(|_| alone).as_ref(), request, recorder)
+    }
+
+    /// Shows a token at the gate; `None` if there is none that could be one.
+    #[cfg(feature = "token")]
+    fn present(
+        &self,
+        token: Option<&HeaderValue>,
+        request: &Request,
+        recorder: &LocalRecorder,
+    ) -> Option<Pass> {
+        let gate = self.gate.as_ref()?;
+        let admitted = match token {
+            Some(token) => gate.admit(token, request),
+            None => Err(TokenRefusal::Malformed),
+        };
+        admitted.map(|held| Pass { held }).map_err(|refusal| recorder.refused(refusal)).ok()
+    }
+
+    /// Nobody takes tokens.
+    #[cfg(not(feature = "token"))]
+    fn present(&self, _: Option<&HeaderValue>, _: &Request, _: &LocalRecorder) -> Option<Pass> {
+        None
+    }
+}
+
+/// The request may pass by the limiter.
+struct Pass {
+    held: Option<Held>,
 }
 
 /// A way around a limiter. Made by [`Perf::bypass`](crate::Perf::bypass).
 #[derive(Clone, Debug)]
 pub struct Bypass {
     recorder: Recorder,
+    policy: BypassPolicy,
 }
 
 impl Bypass {
-    pub(crate) fn new(recorder: Recorder, _policy: BypassPolicy) -> Self {
-        Self { recorder }
+    pub(crate) fn new(recorder: Recorder, policy: BypassPolicy) -> Self {
+        Self { recorder, policy }
     }
 
     /// Puts the way around `limiter`, any layer that answers for an axum service.
     #[must_use]
     pub fn around<L>(self, limiter: L) -> BypassLayer<L> {
-        BypassLayer { limiter, recorder: self.recorder }
+        BypassLayer { limiter, recorder: self.recorder, policy: self.policy }
     }
 }
 
@@ -66,6 +174,7 @@ impl Bypass {
 pub struct BypassLayer<L> {
     limiter: L,
     recorder: Recorder,
+    policy: BypassPolicy,
 }
 
 impl<L, S> Layer<S> for BypassLayer<L>
@@ -80,6 +189,7 @@ where
             limited: self.limiter.layer(inner.clone()),
             open: inner,
             recorder: LocalRecorder::clone(&self.recorder),
+            policy: self.policy.clone(),
         }
     }
 }
@@ -90,6 +200,7 @@ pub struct BypassService<L, S> {
     limited: L,
     open: S,
     recorder: LocalRecorder,
+    policy: BypassPolicy,
 }
 
 impl<L, S> Service<Request> for BypassService<L, S>
@@ -111,12 +222,11 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let recorder = self.recorder.clone();
-        // Used up here: inside, nobody can pass it on.
-        if request.extensions_mut().get_mut().is_some_and(LoadMark::take_pass) {
+        if let Some(Pass { held }) = self.policy.admit(&mut request, &recorder) {
             // Counted before anything can cut the request short.
             recorder.admission(Admission::Bypassed);
             let call = Call::Ready { service: self.open.clone(), request: Some(request) };
-            BypassFuture { branch: Branch::Open { call }, recorder }
+            BypassFuture { branch: Branch::Open { call, held }, recorder }
         } else {
             let call = Call::Ready { service: self.limited.clone(), request: Some(request) };
             BypassFuture { branch: Branch::Limited { call }, recorder }
@@ -137,7 +247,7 @@ pin_project! {
     #[project = BranchProjection]
     enum Branch<L: Service<Request>, S: Service<Request>> {
         Limited { #[pin] call: Call<L> },
-        Open { #[pin] call: Call<S> },
+        Open { #[pin] call: Call<S>, held: Option<Held> },
     }
 }
 
@@ -194,12 +304,46 @@ where
                 this.recorder.admission(admission);
                 response
             }
-            BranchProjection::Open { call } => {
+            BranchProjection::Open { call, held } => {
                 let mut response = ready!(call.poll(cx));
                 response.extensions_mut().insert(Bypassed);
-                response
+                match held.take() {
+                    Some(held) if !response.body().is_end_stream() => {
+                        response.map(|inner| Body::new(HoldingBody { inner, _held: held }))
+                    }
+                    _ => response,
+                }
             }
         }))
+    }
+}
+
+pin_project! {
+    /// A body that holds something for as long as it is there.
+    struct HoldingBody {
+        #[pin]
+        inner: Body,
+        _held: Held,
+    }
+}
+
+impl HttpBody for HoldingBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.project().inner.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

@@ -6,6 +6,8 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+#[cfg(feature = "token")]
+use crate::token::TokenRefusal;
 use crate::{
     clock::Clock,
     histogram::{HistogramCells, LatencyHistogram, Precision, Writer},
@@ -77,6 +79,15 @@ struct LimiterCells {
     admitted: AtomicU64,
     limited: AtomicU64,
     bypassed: AtomicU64,
+    refused_tokens: RefusedTokenCells,
+}
+
+#[derive(Default)]
+struct RefusedTokenCells {
+    malformed: AtomicU64,
+    forged: AtomicU64,
+    expired: AtomicU64,
+    out_of_scope: AtomicU64,
 }
 
 /// What a limiter did with a request.
@@ -145,6 +156,21 @@ pub(crate) struct LimiterCounts {
     pub(crate) admitted: u64,
     pub(crate) limited: u64,
     pub(crate) bypassed: u64,
+    #[serde(default)]
+    pub(crate) refused_tokens: RefusedTokens,
+}
+
+/// Tokens that let nobody past a limiter, by why. Their requests went to the limiter.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct RefusedTokens {
+    /// No token, or more than one header.
+    pub malformed: u64,
+    /// Signed by none of the keys.
+    pub forged: u64,
+    /// Good once.
+    pub expired: u64,
+    /// Good, but for other requests, from elsewhere, or not for so many.
+    pub out_of_scope: u64,
 }
 
 impl Counters {
@@ -206,6 +232,19 @@ impl Counters {
         cell.fetch_add(1, Relaxed);
     }
 
+    /// Counts a token that lets nobody past the limiter.
+    #[cfg(feature = "token")]
+    pub(crate) fn refused(&self, refusal: TokenRefusal) {
+        let cells = &self.limiter.refused_tokens;
+        let cell = match refusal {
+            TokenRefusal::Malformed => &cells.malformed,
+            TokenRefusal::Forged => &cells.forged,
+            TokenRefusal::Expired => &cells.expired,
+            TokenRefusal::OutOfScope => &cells.out_of_scope,
+        };
+        cell.fetch_add(1, Relaxed);
+    }
+
     /// Every route with its counters. Those that have not changed since `earlier` are shared with it.
     pub(crate) fn routes(
         &self,
@@ -231,12 +270,24 @@ impl Counters {
             admitted: self.limiter.admitted.load(Relaxed),
             limited: self.limiter.limited.load(Relaxed),
             bypassed: self.limiter.bypassed.load(Relaxed),
+            refused_tokens: self.limiter.refused_tokens.read(),
         }
     }
 
     /// Time since the counters were made.
     pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+impl RefusedTokenCells {
+    fn read(&self) -> RefusedTokens {
+        RefusedTokens {
+            malformed: self.malformed.load(Relaxed),
+            forged: self.forged.load(Relaxed),
+            expired: self.expired.load(Relaxed),
+            out_of_scope: self.out_of_scope.load(Relaxed),
+        }
     }
 }
 
@@ -484,6 +535,7 @@ impl LimiterCounts {
         self.admitted = self.admitted.saturating_add(other.admitted);
         self.limited = self.limited.saturating_add(other.limited);
         self.bypassed = self.bypassed.saturating_add(other.bypassed);
+        self.refused_tokens = self.refused_tokens.zip(other.refused_tokens, u64::saturating_add);
     }
 
     pub(crate) fn since(&self, earlier: &Self) -> Self {
@@ -491,6 +543,25 @@ impl LimiterCounts {
             admitted: self.admitted.saturating_sub(earlier.admitted),
             limited: self.limited.saturating_sub(earlier.limited),
             bypassed: self.bypassed.saturating_sub(earlier.bypassed),
+            refused_tokens: self.refused_tokens.zip(earlier.refused_tokens, u64::saturating_sub),
+        }
+    }
+}
+
+impl RefusedTokens {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        let Self { malformed, forged, expired, out_of_scope } = *self;
+        [malformed, forged, expired, out_of_scope].into_iter().fold(0, u64::saturating_add)
+    }
+
+    fn zip(self, other: Self, combine: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            malformed: combine(self.malformed, other.malformed),
+            forged: combine(self.forged, other.forged),
+            expired: combine(self.expired, other.expired),
+            out_of_scope: combine(self.out_of_scope, other.out_of_scope),
         }
     }
 }

@@ -26,6 +26,10 @@
 //! assert_eq!((row.requests, row.outcomes.ok, row.in_flight), (1, 1, 0));
 //! # }
 //! ```
+//!
+//! Features, none of which is on by default:
+//! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
+//! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
 mod body;
 mod bypass;
@@ -33,11 +37,17 @@ mod clock;
 mod counters;
 mod endpoint;
 mod future;
+#[cfg(feature = "token")]
+mod gate;
 mod histogram;
 mod history;
+#[cfg(feature = "token")]
+mod keys;
 mod layer;
 mod naming;
 mod outcome;
+#[cfg(feature = "token")]
+mod peer;
 mod perf;
 mod probe;
 mod process;
@@ -48,15 +58,23 @@ mod slot;
 mod snapshot;
 mod stored;
 mod sync;
+#[cfg(feature = "token")]
+mod token;
 
 pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService};
-pub use counters::{RouteCounts, StreamCounts};
+pub use counters::{RefusedTokens, RouteCounts, StreamCounts};
 pub use future::PerfFuture;
+#[cfg(feature = "token")]
+pub use gate::TokenCheck;
 pub use histogram::{LatencyHistogram, LatencySummary, Precision, samples_needed};
 pub use history::{UnknownWindow, Window};
+#[cfg(feature = "token")]
+pub use keys::{KeyError, TokenKeys};
 pub use layer::PerfLayer;
 pub use naming::{MatchedTemplate, NameRoute, RequestHead};
 pub use outcome::Outcome;
+#[cfg(feature = "token")]
+pub use peer::{PeerRange, PeerRangeError};
 pub use perf::{Perf, PerfBuilder};
 pub use probe::{LoadMark, Probe, ProbeSource, ServerRecord};
 pub use process::ProcessUsage;
@@ -65,3 +83,5 @@ pub use service::PerfService;
 pub use snapshot::{
     LimiterView, OutcomesView, PerfView, ProcessView, RouteView, RuntimeView, Snapshot, StreamsView,
 };
+#[cfg(feature = "token")]
+pub use token::{BypassToken, TokenError, TokenRefusal};

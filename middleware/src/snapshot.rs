@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    counters::{Counters, LimiterCounts, RouteCounts, StreamCounts},
+    counters::{Counters, LimiterCounts, RefusedTokens, RouteCounts, StreamCounts},
     histogram::LatencySummary,
     outcome::Outcome,
     process::{ProcessUsage, RuntimeUsage},
@@ -178,6 +178,7 @@ impl Snapshot {
                 admitted: limiter.admitted,
                 limited: limiter.limited,
                 bypassed: limiter.bypassed,
+                refused_tokens: limiter.refused_tokens,
             }),
             process: ProcessView {
                 rss_bytes: self.process.rss_bytes,
@@ -337,6 +338,9 @@ pub struct LimiterView {
     pub limited: u64,
     /// Requests that went around it.
     pub bypassed: u64,
+    /// Tokens that did not let their requests around it.
+    #[serde(default)]
+    pub refused_tokens: RefusedTokens,
 }
 
 /// What the process uses; what the platform does not tell is `None`.

@@ -111,7 +111,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{histogram::Precision, outcome::Outcome, recorder::Recorder};
+    use crate::{
+        counters::RefusedTokens, histogram::Precision, outcome::Outcome, recorder::Recorder,
+    };
 
     fn snapshot() -> Snapshot {
         let recorder = Recorder::new(8, Precision::default());
@@ -161,6 +163,34 @@ mod tests {
         let interval = snapshot.since(&snapshot);
         let json = serde_json::to_value(&interval).expect("it can be written");
         assert_eq!(read(&json), Ok(interval));
+    }
+
+    #[test]
+    fn refused_tokens_are_kept_added_and_subtracted() {
+        let refused = |malformed, forged, expired, out_of_scope| Snapshot {
+            limiter: LimiterCounts {
+                refused_tokens: RefusedTokens { malformed, forged, expired, out_of_scope },
+                ..LimiterCounts::default()
+            },
+            ..Snapshot::default()
+        };
+        let of = |snapshot: &Snapshot| snapshot.view().limiter.expect("it has some").refused_tokens;
+        let mut snapshot = refused(5, 6, 7, 8);
+        let json = serde_json::to_value(&snapshot).expect("it can be written");
+        assert_eq!(read(&json), Ok(snapshot.clone()));
+        assert_eq!(of(&snapshot.since(&refused(1, 2, 3, 4))), of(&refused(4, 4, 4, 4)));
+        snapshot.merge(&refused(1, 2, 3, u64::MAX));
+        assert_eq!(of(&snapshot), of(&refused(6, 8, 10, u64::MAX)));
+        assert_eq!(of(&refused(1, 2, 3, 4)).total(), 10);
+    }
+
+    #[test]
+    fn a_snapshot_from_before_tokens_were_counted_has_refused_none() {
+        let mut json = serde_json::to_value(snapshot()).expect("it can be written");
+        let limiter = json["limiter"].as_object_mut().expect("an object");
+        assert!(limiter.remove("refused_tokens").is_some());
+        let old = read(&json).expect("it is read");
+        assert_eq!(old.limiter.refused_tokens, RefusedTokens::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::Request,
+    extract::{Request, connect_info::IntoMakeServiceWithConnectInfo},
     response::Response,
     serve::{Listener, ListenerExt},
 };
@@ -55,7 +55,7 @@ impl App {
         let task = tokio::spawn(async move {
             let _running = running;
             match self {
-                Self::Router(router) => axum::serve(listener, router)
+                Self::Router(router) => axum::serve(listener, with_peer(router))
                     .with_graceful_shutdown(goodbye_of(said))
                     .await
                     .expect("accepting does not fail"),
@@ -64,6 +64,11 @@ impl App {
         });
         Listening { address, task, goodbye, gone }
     }
+}
+
+/// Every request says whose socket it came from.
+fn with_peer(router: Router) -> IntoMakeServiceWithConnectInfo<Router, SocketAddr> {
+    router.into_make_service_with_connect_info()
 }
 
 /// A server that is merely dropped says no goodbye.

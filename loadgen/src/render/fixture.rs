@@ -319,7 +319,12 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             uptime_s: 14.5,
             window_s: Some(MEASURED_S),
             routes: server_routes,
-            limiter: Some(LimiterView { admitted: 12, limited: 0, bypassed: total }),
+            limiter: Some(LimiterView {
+                admitted: 12,
+                limited: 0,
+                bypassed: total,
+                ..LimiterView::default()
+            }),
             process: ProcessView { rss_bytes: Some(92_000_000), cpu_s: Some(8.1) },
             runtime: Some(RuntimeView {
                 workers: 2,

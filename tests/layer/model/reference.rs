@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::http::StatusCode;
-use parallax_middleware::{LatencyHistogram, LimiterView, Outcome, RouteCounts, Snapshot};
+use parallax_middleware::{
+    LatencyHistogram, LimiterView, Outcome, RefusedTokens, RouteCounts, Snapshot,
+};
 
 use crate::layer::model::script::{
     Client, End, Finish, Gives, Length, Reply, Script, Scripted, Target,
@@ -54,7 +56,8 @@ impl Model {
         let (admitted, limited) = (admitted(Outcome::Ok) as u64, admitted(Outcome::Limited) as u64);
         let bypassed = all().filter(|ended| ended.bypassed).count() as u64;
         let limiter = snapshot.view().limiter.map_or((0, 0, 0), |limiter| {
-            let LimiterView { admitted, limited, bypassed } = limiter;
+            let LimiterView { admitted, limited, bypassed, refused_tokens } = limiter;
+            assert_eq!(refused_tokens, RefusedTokens::default(), "nobody brings one");
             (admitted, limited, bypassed)
         });
         assert_eq!(limiter, (admitted, limited, bypassed), "admitted, limited, bypassed");
