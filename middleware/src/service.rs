@@ -52,6 +52,8 @@ where
         self.inner.poll_ready(cx)
     }
 
+    // Inlined into its caller, it moves the inner future once more, which is large.
+    #[inline(never)]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Some(recorder) = self.recorder.take() else {
             return PerfFuture::counted(self.inner.call(request));
