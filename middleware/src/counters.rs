@@ -208,12 +208,19 @@ impl Counters {
         }
     }
 
+    #[cold]
+    #[inline(never)]
+    fn fill<'s>(&self, place: &'s OnceLock<Box<Shard>>) -> &'s Shard {
+        place.get_or_init(|| Box::new(Shard::new(self.precision)))
+    }
+
     /// Writes to the calling thread's shard. Allocates on the first request that it records on the route.
     #[inline]
     fn on_this_thread(&self, cells: &RouteCells, write: impl FnOnce(&Shard, Writer)) {
         let slot = Slot::current();
         let place = &cells.shards[slot.index()];
-        write(place.get_or_init(|| Box::new(Shard::new(self.precision))), slot.writer());
+        let shard = place.get().map_or_else(|| self.fill(place), Box::as_ref);
+        write(shard, slot.writer());
     }
 
     /// What requests are timed by: a client that pairs compares with readings of its own.

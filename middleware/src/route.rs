@@ -191,13 +191,19 @@ impl<T> RouteTable<T> {
             let Some(entry) = entry else { break };
             if *entry.name == *template {
                 let method = MethodLabel::from(method);
-                let make = || (RouteKey::new(method, template), (self.make)());
-                let (_, value) = entry.rows[method as usize].get_or_init(make);
+                let row = &entry.rows[method as usize];
+                let (_, value) = row.get().unwrap_or_else(|| self.fill(row, method, template));
                 return (RouteIndex((index * entry.rows.len() + method as usize) as u32), value);
             }
             index = (index + 1) & mask;
         }
         self.fixed(OVERFLOW)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fill<'r>(&self, row: &'r Row<T>, method: MethodLabel, template: &str) -> &'r (RouteKey, T) {
+        row.get_or_init(|| (RouteKey::new(method, template), (self.make)()))
     }
 
     /// Takes an empty place; returns who has it in the end. `None` if no more may be taken.
