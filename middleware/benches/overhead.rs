@@ -8,14 +8,13 @@
 //! `-- NAME...` runs only the empty layer and the candidates whose names contain one of these, and prints.
 #![allow(missing_docs, reason = "a benchmark has no API")]
 
+mod support;
+
 use std::{
     env,
     fmt::Write as _,
-    fs,
     hint::black_box,
-    path::Path,
     pin::Pin,
-    process::Command,
     sync::{Arc, Barrier},
     task::{Context, Poll},
     thread,
@@ -31,6 +30,8 @@ use parallax_middleware::{LoadMark, Perf, Probe, ProbeSource};
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::Service;
+
+use crate::support::{median, write_tables};
 
 /// Requests of one candidate in one round, per thread.
 const REQUESTS: usize = 20_000;
@@ -143,7 +144,7 @@ where
 }
 
 /// What the layer does for each request that can be timed apart, and what it costs here: nanoseconds.
-fn parts() -> [(&'static str, f64); 4] {
+fn parts() -> [(&'static str, f64); 5] {
     let clock = quanta::Clock::new();
     let reference = Arc::new([0_u64; 16]);
     let weak = Arc::downgrade(&reference);
@@ -154,6 +155,13 @@ fn parts() -> [(&'static str, f64); 4] {
             each(|| {
                 let entered = clock.raw();
                 black_box(clock.delta_as_nanos(black_box(entered), clock.raw()));
+            }),
+        ),
+        (
+            "the same by the kernel's clock, as a paired request has them",
+            each(|| {
+                let entered = Instant::now();
+                black_box(black_box(entered).elapsed().as_nanos() as u64);
             }),
         ),
         (
@@ -252,31 +260,15 @@ fn time(candidate: Candidate, router: &Router, routes: usize, threads: usize) ->
     slowest.as_secs_f64() * 1e9 / REQUESTS as f64
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Instructions per request, counted by callgrind; `None` without it.
+/// Instructions per request; `None` without callgrind. Only those within [`counted`]: what comes before is not
+/// the same each time.
 fn instructions(candidate: Candidate, routes: usize) -> Option<f64> {
-    let count = |requests: usize| -> Option<f64> {
-        let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--collect-atstart=no"])
-            .arg("--toggle-collect=overhead::counted*")
-            .arg(env::current_exe().ok()?)
-            .args([
-                "--count",
-                &(candidate as usize).to_string(),
-                &routes.to_string(),
-                &requests.to_string(),
-            ])
-            .output()
-            .ok()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = text.lines().find(|line| line.contains("Collected :"))?;
-        line.rsplit(' ').next()?.parse().ok()
+    let arguments = |requests: usize| {
+        let numbers = [candidate as usize, routes, requests];
+        ["--count".to_owned()].into_iter().chain(numbers.map(|n| n.to_string())).collect()
     };
-    Some((count(2 * COUNTED)? - count(COUNTED)?) / COUNTED as f64)
+    let options = ["--collect-atstart=no", "--toggle-collect=overhead::counted*"];
+    support::instructions(&options, arguments, COUNTED)
 }
 
 /// The part of the command that callgrind runs.
@@ -288,7 +280,7 @@ fn count(arguments: &[String]) {
     counted(&mut client, number(2));
 }
 
-/// The part that callgrind counts: what comes before is not the same each time.
+/// The part that callgrind counts.
 #[inline(never)]
 fn counted(client: &mut Client, requests: usize) {
     runtime().block_on(client.send(requests));
@@ -389,18 +381,7 @@ fn main() {
     }
     print!("{table}\n{parts_table}");
     if names.is_empty() {
-        write_table("overhead", &table);
-        write_table("parts", &parts_table);
+        write_tables("overhead", &table);
+        write_tables("parts", &parts_table);
     }
-}
-
-/// Puts a table between its markers in the page.
-fn write_table(name: &str, table: &str) {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
-    let text = fs::read_to_string(&page).expect("the page is there");
-    let (first, last) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
-    let (before, rest) = text.split_once(&first).expect("the first marker");
-    let (_, after) = rest.split_once(&last).expect("the second marker");
-    fs::write(&page, format!("{before}{first}\n{table}{last}{after}"))
-        .expect("the page can be written");
 }

@@ -13,14 +13,14 @@
 #[path = "../src/histogram.rs"]
 mod histogram;
 // Which the cells take their atomics from.
+mod support;
 #[allow(unused_imports, unused_macros, reason = "the cells need its atomics only")]
 #[path = "../src/sync.rs"]
 mod sync;
 
 use std::{
-    env, fs,
+    env,
     hint::black_box,
-    path::Path,
     process::Command,
     sync::{
         Barrier, Mutex, MutexGuard, PoisonError,
@@ -36,7 +36,10 @@ use rand::{SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, LogNormal};
 use tokio::time::Instant;
 
-use crate::histogram::{HistogramCells, LatencyHistogram, Writer};
+use crate::{
+    histogram::{HistogramCells, LatencyHistogram, Writer},
+    support::{median, write_tables},
+};
 
 /// Latencies in the stream, which repeats: 128 KiB of them, too many for a branch predictor to learn.
 const STREAM: usize = 1 << 14;
@@ -484,25 +487,11 @@ fn nanos(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e9
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Instructions per record, counted by callgrind; `None` without it.
+/// Instructions per record; `None` without callgrind.
 fn instructions(candidate: usize) -> Option<f64> {
-    let count = |records: usize| -> Option<f64> {
-        let output = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-            .arg(env::current_exe().ok()?)
-            .args(["--count", &candidate.to_string(), &records.to_string()])
-            .output()
-            .ok()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = text.lines().find(|line| line.contains("Collected :"))?;
-        line.rsplit(' ').next()?.parse().ok()
-    };
-    Some((count(2 * COUNTED)? - count(COUNTED)?) / COUNTED as f64)
+    let arguments =
+        |records: usize| vec!["--count".to_owned(), candidate.to_string(), records.to_string()];
+    support::instructions(&[], arguments, COUNTED)
 }
 
 /// KiB for one route and so many threads, in a process that holds nothing else.
@@ -584,7 +573,7 @@ fn main() {
     }
     let tables = tables(&times);
     print!("{tables}");
-    write_tables(&tables);
+    write_tables("storage", &tables);
 }
 
 /// That every candidate counts everything, also while it is read, in buckets that keep two digits; and what
@@ -642,14 +631,4 @@ fn tables(times: &[Times]) -> String {
         );
     }
     format!("{cost}\n{worth}")
-}
-
-/// Puts the tables between the markers of the page.
-fn write_tables(tables: &str) {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
-    let text = fs::read_to_string(&page).expect("the page is there");
-    let (before, rest) = text.split_once("<!-- storage -->").expect("the first marker");
-    let (_, after) = rest.split_once("<!-- /storage -->").expect("the second marker");
-    fs::write(&page, format!("{before}<!-- storage -->\n{tables}<!-- /storage -->{after}"))
-        .expect("the page can be written");
 }

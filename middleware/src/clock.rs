@@ -18,8 +18,14 @@ const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0/current
 #[derive(Clone, Debug)]
 pub(crate) enum Clock {
     Counter(quanta::Clock),
-    /// Readings count from here.
-    Tokio(Instant),
+    Tokio(TokioClock),
+}
+
+/// Tokio's clock, which stands still while tests pause it, and then lies behind: so readings count from an
+/// hour before it was made.
+#[derive(Clone, Debug)]
+pub(crate) struct TokioClock {
+    origin: Instant,
 }
 
 /// A reading of a clock; only its own clock knows what it means.
@@ -28,14 +34,8 @@ pub(crate) struct Ticks(u64);
 
 impl Clock {
     pub(crate) fn new() -> Self {
-        if cfg!(feature = "test-util") { None } else { Self::counter() }.unwrap_or_else(Self::tokio)
-    }
-
-    /// Tokio's clock, which stands still while tests pause it, and then lies behind: so readings count from
-    /// an hour ago.
-    pub(crate) fn tokio() -> Self {
-        let now = Instant::now();
-        Self::Tokio(now.checked_sub(Duration::from_secs(3600)).unwrap_or(now))
+        let counter = if cfg!(feature = "test-util") { None } else { Self::counter() };
+        counter.unwrap_or_else(|| Self::Tokio(TokioClock::new()))
     }
 
     /// The processor's counter. The first call in a process compares it with the kernel's clock: for about a
@@ -53,35 +53,58 @@ impl Clock {
     pub(crate) fn now(&self) -> Ticks {
         match self {
             Self::Counter(clock) => Ticks(clock.raw()),
-            Self::Tokio(origin) => Ticks(nanos(origin.elapsed())),
-        }
-    }
-
-    /// The instant of a reading. Of the counter only nearly: what lies between is compared by two clocks.
-    pub(crate) fn instant(&self, ticks: Ticks) -> Instant {
-        match self {
-            Self::Counter(_) => {
-                let now = Instant::now();
-                now.checked_sub(Duration::from_nanos(self.nanos_since(ticks))).unwrap_or(now)
-            }
-            Self::Tokio(origin) => *origin + Duration::from_nanos(ticks.0),
+            Self::Tokio(clock) => clock.now(),
         }
     }
 
     /// Nanoseconds since `start`, zero if that is still to come.
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
-        let Ticks(now) = self.now();
         match self {
-            Self::Counter(clock) => clock.delta_as_nanos(start.0, now),
-            Self::Tokio(_) => now.saturating_sub(start.0),
+            Self::Counter(clock) => clock.delta_as_nanos(start.0, clock.raw()),
+            Self::Tokio(clock) => clock.nanos_since(start),
         }
+    }
+}
+
+impl TokioClock {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        Self { origin: now.checked_sub(Duration::from_secs(3600)).unwrap_or(now) }
+    }
+
+    #[inline]
+    pub(crate) fn now(&self) -> Ticks {
+        Ticks(nanos(self.origin.elapsed()))
+    }
+
+    /// Nanoseconds since `start`, zero if that is still to come.
+    #[inline]
+    pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
+        self.now().0.saturating_sub(start.0)
+    }
+
+    /// The instant of a reading.
+    pub(crate) fn instant(&self, Ticks(ticks): Ticks) -> Instant {
+        self.origin + Duration::from_nanos(ticks)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// All that this machine has.
+    fn clocks() -> impl Iterator<Item = Clock> {
+        Clock::counter().into_iter().chain([Clock::Tokio(TokioClock::new()), Clock::new()])
+    }
+
+    #[test]
+    fn a_reading_of_tokios_clock_is_an_instant() {
+        let clock = TokioClock::new();
+        let (before, reading, after) = (Instant::now(), clock.now(), Instant::now());
+        assert!((before..=after).contains(&clock.instant(reading)));
+    }
 
     /// Nanoseconds that `clock` sees pass while 20 ms do, with bounds from the kernel's clock.
     fn span(clock: &Clock) -> (u64, u64, u64) {
@@ -96,7 +119,7 @@ mod tests {
 
     #[test]
     fn each_clock_agrees_with_the_kernels() {
-        for clock in Clock::counter().into_iter().chain([Clock::tokio(), Clock::new()]) {
+        for clock in clocks() {
             let (least, found, most) = span(&clock);
             // A calibration of a millisecond knows the counter's rate to a few in 100,000.
             let slack = least / 1_000;
@@ -106,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_start_that_is_still_to_come_is_no_time_ago() {
-        for clock in Clock::counter().into_iter().chain([Clock::tokio()]) {
+        for clock in clocks() {
             assert_eq!(clock.nanos_since(Ticks(u64::MAX)), 0);
         }
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 #[cfg(feature = "token")]
 use crate::token::TokenRefusal;
 use crate::{
-    clock::Clock,
+    clock::{Clock, Ticks, TokioClock},
     histogram::{HistogramCells, LatencyHistogram, Precision, Writer},
     outcome::Outcome,
     route::{RouteIndex, RouteKey, RouteTable},
@@ -29,7 +29,7 @@ pub(crate) struct Counters {
     precision: Precision,
     clock: Clock,
     /// The clock of clients that pair.
-    shared_clock: Clock,
+    shared_clock: TokioClock,
     limiter: LimiterCells,
     started: Instant,
 }
@@ -179,7 +179,7 @@ impl Counters {
             routes: RouteTable::new(route_cap, RouteCells::new),
             precision,
             clock: Clock::new(),
-            shared_clock: Clock::tokio(),
+            shared_clock: TokioClock::new(),
             limiter: LimiterCells::default(),
             started: Instant::now(),
         }
@@ -223,10 +223,22 @@ impl Counters {
         write(shard, slot.writer());
     }
 
-    /// What requests are timed by: a client that pairs compares with readings of its own.
+    /// The time by the clock of requests that are paired, whose client compares with readings of its own, or
+    /// of all others.
     #[inline]
-    pub(crate) fn clock(&self, paired: bool) -> &Clock {
-        if paired { &self.shared_clock } else { &self.clock }
+    pub(crate) fn now(&self, paired: bool) -> Ticks {
+        if paired { self.shared_clock.now() } else { self.clock.now() }
+    }
+
+    /// Nanoseconds since a reading of [`now`](Self::now).
+    #[inline]
+    pub(crate) fn nanos_since(&self, start: Ticks, paired: bool) -> u64 {
+        if paired { self.shared_clock.nanos_since(start) } else { self.clock.nanos_since(start) }
+    }
+
+    /// The instant of a reading for a request that is paired.
+    pub(crate) fn instant(&self, ticks: Ticks) -> Instant {
+        self.shared_clock.instant(ticks)
     }
 
     /// Counts what the limiter did with a request.
@@ -728,9 +740,10 @@ mod models {
                     counters.leave(route, Ended { stream: true, ..failed(20) });
                 })
             };
-            let StreamCounts { opened, ended, sum_ns, extremes_ns } =
-                read_beside(&counters).streams;
+            let counts = read_beside(&counters);
+            let StreamCounts { opened, ended, sum_ns, extremes_ns } = counts.streams;
             assert!(ended <= opened);
+            assert!(opened <= counts.first_byte.count(), "a stream without its first byte");
             assert_eq!(extremes_ns, (ended > 0).then_some((20, 20)));
             assert!(sum_ns >= 20 * ended);
             server.join().expect("no panic");

@@ -664,6 +664,25 @@ mod tests {
     }
 
     #[test]
+    fn the_mean_of_an_interval_is_exact_however_much_time_was_added_up_before() {
+        let cells = HistogramCells::new(Precision::OneDigit);
+        cells.record(Writer::Only, 1);
+        cells.sum_ns.store(u64::MAX - 10, Relaxed);
+        let mut before = LatencyHistogram::new();
+        cells.read_into(&mut before);
+        cells.record(Writer::Only, 30);
+        cells.record(Writer::Only, 50);
+        let mut after = LatencyHistogram::new();
+        cells.read_into(&mut after);
+        assert_eq!(after.since(&before).mean(), Duration::from_nanos(40));
+        // The same where two threads' shards are added up.
+        let (mut sum, mut later) = (before.clone(), after.clone());
+        sum.merge(&before);
+        later.merge(&before);
+        assert_eq!(later.since(&sum).mean(), Duration::from_nanos(40));
+    }
+
+    #[test]
     fn what_cannot_have_been_recorded_is_not_read() {
         let read = |json: &str| serde_json::from_str::<LatencyHistogram>(json);
         let stored = |min: u64, max: u64, buckets: &str| {

@@ -192,7 +192,7 @@ impl LocalRecorder {
         probe: Option<Probe>,
     ) -> Recording {
         let route = self.handle.counters.enter(method, template);
-        let entered = self.clock(probe.is_some()).now();
+        let entered = self.now(probe.is_some());
         Recording {
             recorder: self,
             route,
@@ -260,7 +260,7 @@ impl Recording {
     /// Nanoseconds since the request entered.
     #[inline]
     fn elapsed(&self) -> u64 {
-        self.recorder.clock(self.probe.is_some()).nanos_since(self.entered)
+        self.recorder.nanos_since(self.entered, self.probe.is_some())
     }
 
     /// The response head leaves the layer.
@@ -329,7 +329,7 @@ impl Recording {
     }
 
     fn fill(&self, probe: Probe, ended: Ended) {
-        let entered = self.recorder.clock(true).instant(self.entered);
+        let entered = self.recorder.instant(self.entered);
         probe.fill(
             &self.recorder,
             ServerRecord {

@@ -194,6 +194,19 @@ mod tests {
     }
 
     #[test]
+    fn workers_are_busy_only_where_there_is_time_and_somebody_to_be_busy() {
+        let ratio = |window, workers| {
+            let busy = Some(Duration::from_secs(1));
+            let runtime = Some(RuntimeUsage { workers, busy, ..RuntimeUsage::default() });
+            let snapshot = Snapshot { window: Some(window), runtime, ..Snapshot::default() };
+            snapshot.view().runtime.expect("there is one").busy_ratio
+        };
+        assert_eq!(ratio(Duration::from_secs(2), 2), Some(0.25));
+        assert_eq!(ratio(Duration::ZERO, 2), None);
+        assert_eq!(ratio(Duration::from_secs(2), 0), None);
+    }
+
+    #[test]
     fn what_is_no_snapshot_is_refused_by_name() {
         let whole = serde_json::to_value(snapshot()).expect("it can be written");
         let refused = |change: fn(&mut serde_json::Value)| {

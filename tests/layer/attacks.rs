@@ -23,16 +23,13 @@ use parallax_middleware::{
     BypassPolicy, BypassToken, LimiterView, Perf, RefusedTokens, TokenCheck, TokenKeys,
 };
 use sha2::{Digest, Sha256, Sha512};
-use tower_governor::{
-    GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor,
-};
 
 use crate::{
     layer::responses::endless,
     support::{
         client::{Client, Transport},
         eventually,
-        rig::{Answer, Rig, request, with_pass},
+        rig::{Answer, Rig, an_hour, request, with_pass},
     },
 };
 
@@ -77,16 +74,10 @@ impl Guarded {
         let clock = unix_s.clone();
         let check = TokenCheck::new(keys()).wall_clock(move || at(clock.load(Relaxed)));
         let perf = Perf::new();
-        let quota = GovernorConfigBuilder::default()
-            .key_extractor(GlobalKeyExtractor)
-            .period(Duration::from_secs(3600))
-            .burst_size(1)
-            .finish()
-            .expect("neither is zero");
         let app = Router::new()
             .route("/items/{id}", any(names))
             .route("/endless", any(async || Body::from_stream(endless())))
-            .layer(perf.bypass(policy.tokens(check)).around(GovernorLayer::new(quota)))
+            .layer(perf.bypass(policy.tokens(check)).around(an_hour(1)))
             .layer(perf.layer());
         let rig = Rig::new(&perf, app);
         let client = rig.client(transport).await;
@@ -605,15 +596,9 @@ async fn the_header_can_have_another_name_and_then_has_no_other() {
 async fn without_keys_there_are_no_tokens() {
     for over in Transport::each() {
         let perf = Perf::new();
-        let quota = GovernorConfigBuilder::default()
-            .key_extractor(GlobalKeyExtractor)
-            .period(Duration::from_secs(3600))
-            .burst_size(1)
-            .finish()
-            .expect("neither is zero");
         let app = Router::new()
             .route("/items/{id}", any(names))
-            .layer(perf.bypass(BypassPolicy::default()).around(GovernorLayer::new(quota)))
+            .layer(perf.bypass(BypassPolicy::default()).around(an_hour(1)))
             .layer(perf.layer());
         let client = Rig::new(&perf, app).client(&over).await;
         let mut statuses = Vec::new();

@@ -159,10 +159,7 @@ async fn streams_reset_as_fast_as_they_are_opened_leave_nothing_in_flight() {
     drop((client, other));
     gone.await;
     rig.settled().await;
-    let snapshot = rig.perf.snapshot();
-    assert_eq!(snapshot.paired(), snapshot.recorded());
-    let (ok, cancelled) = (snapshot.outcome(Outcome::Ok), snapshot.outcome(Outcome::Cancelled));
-    assert_eq!(ok + cancelled, snapshot.recorded());
+    rig.assert_ok_or_cancelled();
 }
 
 #[tokio::test]

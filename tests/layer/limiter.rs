@@ -1,27 +1,16 @@
 //! The way past a limiter: for the load of this process, and for nobody else.
 
-use std::time::Duration;
-
 use axum::{Router, http::StatusCode, routing::get};
 use parallax_middleware::{BypassPolicy, LimiterView, LoadMark, Outcome, Perf};
-use tower_governor::{
-    GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor,
-};
 
-use crate::support::rig::{Rig, request, with_pass};
+use crate::support::rig::{Rig, an_hour, request, with_pass};
 
 /// A router whose limiter lets two requests an hour through, with a way around it.
 fn two_an_hour() -> Rig {
     let perf = Perf::new();
-    let quota = GovernorConfigBuilder::default()
-        .key_extractor(GlobalKeyExtractor)
-        .period(Duration::from_secs(3600))
-        .burst_size(2)
-        .finish()
-        .expect("neither is zero");
     let app = Router::new()
         .route("/items/{id}", get(async || "an item"))
-        .layer(perf.bypass(BypassPolicy::in_process()).around(GovernorLayer::new(quota)))
+        .layer(perf.bypass(BypassPolicy::in_process()).around(an_hour(2)))
         .layer(perf.layer());
     Rig::new(&perf, app)
 }

@@ -71,6 +71,16 @@ async fn a_panic_caught_inside_the_layer_is_the_error_that_the_client_gets() {
 }
 
 #[tokio::test]
+async fn a_body_that_panics_when_it_is_asked_counts_as_panicked() {
+    for over in Transport::each() {
+        let rig = Rig::around(routes());
+        let client = rig.client(&over).await;
+        client.open(request("GET", "/panics/asked")).await.expect_err("nobody is left to answer");
+        rig.assert_ends(&[("GET /panics/asked", Outcome::Panicked, 1)]).await;
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_panics_counts_as_panicked_though_its_head_said_200() {
     // Whoever catches the panics of handlers does not catch those of bodies.
     type Build = fn(&Perf) -> Router;

@@ -68,6 +68,25 @@ impl HttpBody for AtItsEnd {
     }
 }
 
+/// A body that panics when it is asked whether it is over.
+struct PanicsWhenAsked;
+
+impl HttpBody for PanicsWhenAsked {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        panic!("a body that panics when it is asked")
+    }
+}
+
 /// A body that knows its length, as a file or an array of buffers does.
 struct Known {
     length: u64,
@@ -214,5 +233,6 @@ fn broken() -> Router {
             get(async || ([(CONTENT_LENGTH, "102400")], Body::from_stream(endless().take(99)))),
         )
         .route("/panics", get(panics))
+        .route("/panics/asked", get(async || Body::new(PanicsWhenAsked)))
         .route("/panics/later", get(async || so_far(async { panic!("a body that panics") })))
 }

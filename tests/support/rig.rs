@@ -1,6 +1,9 @@
 //! A service under the layer, and everything that both sides know about the requests to it.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -10,6 +13,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use governor::{clock::QuantaInstant, middleware::NoOpMiddleware};
 use http_body_util::BodyExt;
 use parallax_middleware::{
     LoadMark, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
@@ -18,12 +22,17 @@ use tower::{
     BoxError, Service, ServiceExt,
     util::{BoxCloneSyncService, MapRequestLayer},
 };
+use tower_governor::{
+    GovernorLayer, governor::GovernorConfigBuilder, key_extractor::GlobalKeyExtractor,
+};
 
 use crate::support::{
     client::{Client, Transport},
     eventually,
     listening::{App, Listening},
 };
+
+type Quota = GovernorLayer<GlobalKeyExtractor, NoOpMiddleware<QuantaInstant>, Body>;
 
 /// A service under the layer. Every request that goes through it carries a probe.
 #[derive(Clone)]
@@ -197,6 +206,15 @@ impl Rig {
         self.assert_paired();
     }
 
+    /// Asserts that each request so far succeeded or was left by its client, and has its own record:
+    /// what holds where a client goes away at a moment that nobody can choose.
+    pub(crate) fn assert_ok_or_cancelled(&self) {
+        let snapshot = self.perf.snapshot();
+        assert_eq!(snapshot.paired(), snapshot.recorded());
+        let (ok, cancelled) = (snapshot.outcome(Outcome::Ok), snapshot.outcome(Outcome::Cancelled));
+        assert_eq!(ok + cancelled, snapshot.recorded());
+    }
+
     /// Asserts that each request's own record agrees with the sums.
     fn assert_paired(&self) {
         let snapshot = self.perf.snapshot();
@@ -234,6 +252,17 @@ impl Rig {
         self.probes.lock().expect("nobody panics in here").push(probe.clone());
         probe
     }
+}
+
+/// A limiter that lets so many requests an hour through, whoever sends them.
+pub(crate) fn an_hour(requests: u32) -> Quota {
+    let quota = GovernorConfigBuilder::default()
+        .key_extractor(GlobalKeyExtractor)
+        .period(Duration::from_secs(3600))
+        .burst_size(requests)
+        .finish()
+        .expect("neither is zero");
+    GovernorLayer::new(quota)
 }
 
 /// A row's counts all come from the same requests.
