@@ -18,9 +18,12 @@ mod limiter;
 // Random requests over several threads, against a plain model.
 mod model;
 // How requests end: statuses, errors, cancellation, panics.
-mod outcomes;
-// Panics of handlers and of bodies, caught and uncaught.
+mod outcomes; // Panics of handlers and of bodies, caught and uncaught.
 mod panics;
+// Where the time of a request goes, by name and at the limiter.
+mod phases;
+
+mod phases;
 // What the services of these tests answer.
 mod responses;
 // Names of routes that no axum router knows: by a function, and of a gRPC service.

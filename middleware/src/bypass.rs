@@ -8,6 +8,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -25,6 +26,7 @@ use tower_service::Service;
 
 use crate::{
     counters::Admission,
+    phase::{self, Phase, PhaseIndex, PhaseLog},
     probe::LoadMark,
     recorder::{LocalRecorder, Recorder},
 };
@@ -135,7 +137,7 @@ impl BypassPolicy {
             Some(token) => gate.admit(token, request),
             None => Err(TokenRefusal::Malformed),
         };
-        admitted.map(|held| Pass { held }).map_err(|refusal| recorder.refused(refusal)).ok()
+        admitted.map(|held| Pass { held }).map_err(|refusal| recorder.refuse(refusal)).ok()
     }
 
     /// Nobody takes tokens.
@@ -179,17 +181,55 @@ pub struct BypassLayer<L> {
 
 impl<L, S> Layer<S> for BypassLayer<L>
 where
-    L: Layer<S>,
+    L: Layer<LetThrough<S>>,
     S: Clone,
 {
     type Service = BypassService<L::Service, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
         BypassService {
-            limited: self.limiter.layer(inner.clone()),
+            limited: self.limiter.layer(LetThrough { inner: inner.clone() }),
             open: inner,
             recorder: LocalRecorder::clone(&self.recorder),
             policy: self.policy.clone(),
+        }
+    }
+}
+
+/// In the extensions of a request that is in a limiter: it is there until this is dropped.
+struct InLimiter(Option<Phase>);
+
+impl Clone for InLimiter {
+    /// A copy of the request is in no limiter itself.
+    fn clone(&self) -> Self {
+        Self(None)
+    }
+}
+
+/// What a limiter lets its requests through to. Made by [`BypassLayer`].
+#[derive(Clone, Debug)]
+pub struct LetThrough<S> {
+    inner: S,
+}
+
+impl<S: Service<Request>> Service<Request> for LetThrough<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> S::Future {
+        let in_limiter = request.extensions_mut().remove();
+        let Some(InLimiter(Some(phase))) = in_limiter else { return self.inner.call(request) };
+        let log = phase.log();
+        drop(phase);
+        match log {
+            // A limiter may call from a task of its own.
+            Some(log) => phase::within(&log, || self.inner.call(request)),
+            None => self.inner.call(request),
         }
     }
 }
@@ -228,8 +268,13 @@ where
             let call = Call::Ready { service: self.open.clone(), request: Some(request) };
             BypassFuture { branch: Branch::Open { call, held }, recorder }
         } else {
+            let log = phase::current(Some(recorder.id()));
+            if log.is_some() {
+                let phase = Phase::begin(recorder.clone(), PhaseIndex::LIMITER);
+                request.extensions_mut().insert(InLimiter(Some(phase)));
+            }
             let call = Call::Ready { service: self.limited.clone(), request: Some(request) };
-            BypassFuture { branch: Branch::Limited { call }, recorder }
+            BypassFuture { branch: Branch::Limited { call, log }, recorder }
         }
     }
 }
@@ -246,7 +291,7 @@ pin_project! {
 pin_project! {
     #[project = BranchProjection]
     enum Branch<L: Service<Request>, S: Service<Request>> {
-        Limited { #[pin] call: Call<L> },
+        Limited { #[pin] call: Call<L>, log: Option<Arc<PhaseLog>> },
         Open { #[pin] call: Call<S>, held: Option<Held> },
     }
 }
@@ -297,11 +342,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         Poll::Ready(Ok(match this.branch.project() {
-            BranchProjection::Limited { call } => {
+            BranchProjection::Limited { call, log } => {
                 let response = ready!(call.poll(cx));
                 let limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
                 let admission = if limited { Admission::Limited } else { Admission::Admitted };
                 this.recorder.admission(admission);
+                if let Some(log) = log {
+                    log.admission(admission);
+                }
                 response
             }
             BranchProjection::Open { call, held } => {

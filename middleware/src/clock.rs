@@ -32,6 +32,12 @@ pub(crate) struct TokioClock {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks(u64);
 
+impl Ticks {
+    /// A reading of no clock, for tests that read none.
+    #[cfg(test)]
+    pub(crate) const ZERO: Self = Self(0);
+}
+
 impl Clock {
     pub(crate) fn new() -> Self {
         let counter = if cfg!(feature = "test-util") { None } else { Self::counter() };

@@ -3,15 +3,16 @@
 use std::{array, collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::Method;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 #[cfg(feature = "token")]
 use crate::token::TokenRefusal;
 use crate::{
     clock::{Clock, Ticks, TokioClock},
+    counts::{LimiterCounts, PhaseCounts, RefusedTokens, RouteCounts, StreamCounts, TrafficCounts},
     histogram::{HistogramCells, LatencyHistogram, Precision, Writer},
     outcome::Outcome,
+    phase::{PHASES, PhaseIndex, PhaseNames, PhaseTimes},
     route::{RouteIndex, RouteKey, RouteTable},
     slot::{SLOTS, Slot},
     sync::{
@@ -31,29 +32,42 @@ pub(crate) struct Counters {
     /// The clock of clients that pair.
     shared_clock: TokioClock,
     limiter: LimiterCells,
+    phases: PhaseNames,
+    /// Phases of work that was for no request.
+    elsewhere: PhaseCells,
     started: Instant,
 }
 
 /// A route's counters, one shard a slot, each made when its slot first records on the route.
 pub(crate) struct RouteCells {
     shards: Box<[OnceLock<Box<Shard>>; SLOTS]>,
+    /// By traffic: users, and those that passed by a limiter.
+    phases: [OnceLock<Box<PhaseCells>>; 2],
 }
 
-/// What one slot counts for one route: 64 KiB if requests end in every way that there is, half of that as
-/// long as all succeed. On cache lines of its own: its neighbours belong to other threads.
+/// What one slot counts for one route. On cache lines of its own: its neighbours belong to other threads.
 #[repr(align(128))]
 pub(crate) struct Shard {
-    precision: Precision,
     entered: AtomicU64,
-    outcomes: [AtomicU64; Outcome::ALL.len()],
     paired: AtomicU64,
-    bypassed: AtomicU64,
+    limiter: OnceLock<Box<LimiterCells>>,
+    users: Traffic,
+    /// From the first request on that passes by a limiter.
+    bypassed: OnceLock<Box<Traffic>>,
+}
+
+/// The requests of one kind of traffic: 64 KiB if they end in every way that there is, half of that as long as
+/// all succeed.
+struct Traffic {
+    precision: Precision,
+    outcomes: [AtomicU64; Outcome::ALL.len()],
     response_bytes: AtomicU64,
     ok: Histogram,
     first_byte: Histogram,
     limited: Histogram,
     failed: Histogram,
-    streams: StreamCells,
+    /// From the first one on.
+    streams: OnceLock<Box<StreamCells>>,
 }
 
 /// A histogram that is there from its first value on.
@@ -73,7 +87,16 @@ struct StreamCells {
     max_ns: AtomicU64,
 }
 
-/// What a limiter did, over all routes.
+/// The phases of one route, for all threads together: a phase is a wait, and whoever waits has time for an
+/// addition that others may see.
+struct PhaseCells {
+    precision: Precision,
+    times: [OnceLock<Box<HistogramCells>>; PHASES],
+    overlapped: AtomicU64,
+    overlap_ns: AtomicU64,
+}
+
+/// What a limiter did.
 #[derive(Default)]
 struct LimiterCells {
     admitted: AtomicU64,
@@ -98,6 +121,14 @@ pub(crate) enum Admission {
     Bypassed,
 }
 
+/// What became of a request at a limiter.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AtLimiter {
+    pub(crate) admission: Option<Admission>,
+    #[cfg(feature = "token")]
+    pub(crate) refused: Option<TokenRefusal>,
+}
+
 /// A request that is over, as its route counts it. Times are nanoseconds from its entry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended {
@@ -111,68 +142,6 @@ pub(crate) struct Ended {
     pub(crate) stream: bool,
 }
 
-/// The counters of one route, added up over its shards.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct RouteCounts {
-    /// Requests that entered the layer.
-    pub entered: u64,
-    pub(crate) outcomes: [u64; Outcome::ALL.len()],
-    /// Requests that carried a probe and have ended.
-    pub paired: u64,
-    /// Requests that passed by a limiter and have ended.
-    pub bypassed: u64,
-    /// Bytes of the bodies of responses that have ended.
-    pub response_bytes: u64,
-    /// From entry to the end of the body: successes, without streams.
-    pub ok: LatencyHistogram,
-    /// From entry to the response head: successes, and streams as soon as they are open.
-    pub first_byte: LatencyHistogram,
-    /// From entry to end of rejections.
-    pub limited: LatencyHistogram,
-    /// From entry to end of everything else that failed.
-    pub failed: LatencyHistogram,
-    /// Event streams.
-    pub streams: StreamCounts,
-}
-
-/// The event streams of one route.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct StreamCounts {
-    /// Streams whose head went out.
-    pub opened: u64,
-    /// Those of them that have ended, however.
-    pub ended: u64,
-    /// From entry to end, over those that have ended, in nanoseconds.
-    pub sum_ns: u64,
-    /// The shortest and the longest of them; unknown in an interval that does not begin at the start.
-    pub extremes_ns: Option<(u64, u64)>,
-}
-
-/// What a limiter did.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-pub(crate) struct LimiterCounts {
-    pub(crate) admitted: u64,
-    pub(crate) limited: u64,
-    pub(crate) bypassed: u64,
-    #[serde(default)]
-    pub(crate) refused_tokens: RefusedTokens,
-}
-
-/// Tokens that let nobody past a limiter, by why. Their requests went to the limiter.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
-pub struct RefusedTokens {
-    /// No token, or more than one header.
-    pub malformed: u64,
-    /// Signed by none of the keys.
-    pub forged: u64,
-    /// Good once.
-    pub expired: u64,
-    /// Good, but for other requests, from elsewhere, or not for so many.
-    pub out_of_scope: u64,
-}
-
 impl Counters {
     pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
         Self {
@@ -181,6 +150,8 @@ impl Counters {
             clock: Clock::new(),
             shared_clock: TokioClock::new(),
             limiter: LimiterCells::default(),
+            phases: PhaseNames::new(),
+            elsewhere: PhaseCells::new(precision),
             started: Instant::now(),
         }
     }
@@ -194,9 +165,11 @@ impl Counters {
     }
 
     /// Counts a stream whose head goes out so many nanoseconds after its entry.
-    pub(crate) fn open_stream(&self, route: RouteIndex, first_byte: u64) {
+    pub(crate) fn open_stream(&self, route: RouteIndex, first_byte: u64, bypassed: bool) {
         if let Some((_, cells)) = self.routes.get(route) {
-            self.on_this_thread(cells, |shard, writer| shard.open_stream(writer, first_byte));
+            self.on_this_thread(cells, |shard, writer| {
+                shard.traffic(bypassed).open_stream(writer, first_byte);
+            });
         }
     }
 
@@ -206,6 +179,45 @@ impl Counters {
         if let Some((_, cells)) = self.routes.get(route) {
             self.on_this_thread(cells, |shard, writer| shard.leave(writer, ended));
         }
+    }
+
+    /// Counts what a request did on its way. To be called before it is counted out, so that who sees the
+    /// outcome sees this.
+    pub(crate) fn on_its_way(
+        &self,
+        route: RouteIndex,
+        ended: Ended,
+        phases: &PhaseTimes,
+        limiter: AtLimiter,
+    ) {
+        let Some((_, cells)) = self.routes.get(route) else { return };
+        let place = &cells.phases[usize::from(ended.bypassed)];
+        place
+            .get_or_init(|| Box::new(PhaseCells::new(self.precision)))
+            .record(phases, ended.server_time);
+        self.on_this_thread(cells, |shard, writer| {
+            shard.limiter.get_or_init(Box::default).count(writer, limiter);
+        });
+    }
+
+    /// Counts a phase of work that was for no request.
+    pub(crate) fn record_elsewhere(&self, phase: PhaseIndex, ns: u64) {
+        self.elsewhere.record_one(phase, ns);
+    }
+
+    /// The phases of work that was for no request, by name.
+    pub(crate) fn elsewhere(&self) -> BTreeMap<String, LatencyHistogram> {
+        self.elsewhere.read(&self.phases).times
+    }
+
+    /// The phase of a name.
+    pub(crate) fn phase(&self, name: &str) -> PhaseIndex {
+        self.phases.find(name)
+    }
+
+    /// The name of a phase.
+    pub(crate) fn phase_name(&self, phase: PhaseIndex) -> &str {
+        self.phases.name(phase)
     }
 
     #[cold]
@@ -243,25 +255,17 @@ impl Counters {
 
     /// Counts what the limiter did with a request.
     pub(crate) fn admission(&self, admission: Admission) {
-        let cell = match admission {
-            Admission::Admitted => &self.limiter.admitted,
-            Admission::Limited => &self.limiter.limited,
-            Admission::Bypassed => &self.limiter.bypassed,
-        };
-        cell.fetch_add(1, Relaxed);
+        self.limiter.count(
+            Writer::Shared,
+            AtLimiter { admission: Some(admission), ..AtLimiter::default() },
+        );
     }
 
     /// Counts a token that lets nobody past the limiter.
     #[cfg(feature = "token")]
     pub(crate) fn refused(&self, refusal: TokenRefusal) {
-        let cells = &self.limiter.refused_tokens;
-        let cell = match refusal {
-            TokenRefusal::Malformed => &cells.malformed,
-            TokenRefusal::Forged => &cells.forged,
-            TokenRefusal::Expired => &cells.expired,
-            TokenRefusal::OutOfScope => &cells.out_of_scope,
-        };
-        cell.fetch_add(1, Relaxed);
+        self.limiter
+            .count(Writer::Shared, AtLimiter { refused: Some(refusal), ..AtLimiter::default() });
     }
 
     /// Every route with its counters. Those that have not changed since `earlier` are shared with it.
@@ -273,7 +277,7 @@ impl Counters {
             let unchanged = earlier
                 .and_then(|earlier| earlier.get(key))
                 .filter(|earlier| cells.progress() == earlier.progress());
-            (key.clone(), unchanged.cloned().unwrap_or_else(|| Arc::new(cells.read())))
+            (key.clone(), unchanged.cloned().unwrap_or_else(|| Arc::new(cells.read(&self.phases))))
         };
         self.routes.iter().map(read).collect()
     }
@@ -285,17 +289,45 @@ impl Counters {
 
     /// The limiter's counters.
     pub(crate) fn limiter(&self) -> LimiterCounts {
-        LimiterCounts {
-            admitted: self.limiter.admitted.load(Relaxed),
-            limited: self.limiter.limited.load(Relaxed),
-            bypassed: self.limiter.bypassed.load(Relaxed),
-            refused_tokens: self.limiter.refused_tokens.read(),
-        }
+        self.limiter.read()
     }
 
     /// Time since the counters were made.
     pub(crate) fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+impl LimiterCells {
+    fn count(&self, writer: Writer, at: AtLimiter) {
+        if let Some(admission) = at.admission {
+            let cell = match admission {
+                Admission::Admitted => &self.admitted,
+                Admission::Limited => &self.limited,
+                Admission::Bypassed => &self.bypassed,
+            };
+            writer.add(cell, 1);
+        }
+        #[cfg(feature = "token")]
+        if let Some(refusal) = at.refused {
+            let cells = &self.refused_tokens;
+            let cell = match refusal {
+                TokenRefusal::Malformed => &cells.malformed,
+                TokenRefusal::Forged => &cells.forged,
+                TokenRefusal::Expired => &cells.expired,
+                TokenRefusal::OutOfScope => &cells.out_of_scope,
+            };
+            writer.add(cell, 1);
+        }
+    }
+
+    fn read(&self) -> LimiterCounts {
+        LimiterCounts {
+            admitted: self.admitted.load(Relaxed),
+            limited: self.limited.load(Relaxed),
+            bypassed: self.bypassed.load(Relaxed),
+            refused_tokens: self.refused_tokens.read(),
+        }
     }
 }
 
@@ -312,82 +344,145 @@ impl RefusedTokenCells {
 
 impl RouteCells {
     fn new() -> Self {
-        Self { shards: Box::new(array::from_fn(|_| OnceLock::new())) }
+        Self {
+            shards: Box::new(array::from_fn(|_| OnceLock::new())),
+            phases: array::from_fn(|_| OnceLock::new()),
+        }
     }
 
-    /// What cannot stand still while anything is counted: requests and streams that began, and requests that
-    /// ended.
+    fn shards(&self) -> impl Iterator<Item = &Shard> + Clone {
+        self.shards.iter().filter_map(OnceLock::get).map(Box::as_ref)
+    }
+
+    /// See [`RouteCounts::progress`].
     fn progress(&self) -> [u64; 3] {
-        let sum = |of: fn(&Shard) -> u64| {
-            self.shards.iter().filter_map(OnceLock::get).map(|shard| of(shard)).sum()
-        };
+        let traffic = || self.shards().flat_map(Shard::both);
         // Ends first: what they follow must not be missed.
-        let ended = sum(|shard| shard.outcomes.iter().map(|cell| cell.load(Acquire)).sum());
-        let opened = sum(|shard| shard.streams.opened.load(Acquire));
-        [sum(|shard| shard.entered.load(Relaxed)), opened, ended]
+        let ended = traffic()
+            .map(|(_, traffic)| traffic.outcomes.iter().map(|cell| cell.load(Acquire)).sum::<u64>())
+            .sum();
+        let opened = traffic().map(|(_, traffic)| traffic.opened()).sum();
+        [self.shards().map(|shard| shard.entered.load(Relaxed)).sum(), opened, ended]
     }
 
-    fn read(&self) -> RouteCounts {
+    fn read(&self, names: &PhaseNames) -> RouteCounts {
         let mut sum = RouteCounts::default();
-        let shards = || self.shards.iter().filter_map(OnceLock::get);
-        // Ends before beginnings, over all shards: a request enters before it ends, so this order can
-        // only see too many in flight, never fewer than none.
-        for shard in shards() {
-            for (to, from) in sum.outcomes.iter_mut().zip(&shard.outcomes) {
+        // Ends before beginnings, over all shards: a request enters before it ends, so this order can only
+        // see too many in flight, never fewer than none.
+        for (kind, traffic) in self.shards().flat_map(Shard::both) {
+            for (to, from) in kind.of(&mut sum).outcomes.iter_mut().zip(&traffic.outcomes) {
                 *to += from.load(Acquire);
             }
         }
-        for shard in shards() {
-            sum.streams.merge(shard.streams.read());
+        for (kind, traffic) in self.shards().flat_map(Shard::both) {
+            if let Some(streams) = traffic.streams.get() {
+                kind.of(&mut sum).streams.merge(streams.read());
+            }
         }
-        for shard in shards() {
+        for shard in self.shards() {
             sum.entered += shard.entered.load(Relaxed);
             sum.paired += shard.paired.load(Relaxed);
-            sum.bypassed += shard.bypassed.load(Relaxed);
-            sum.response_bytes += shard.response_bytes.load(Relaxed);
-            sum.streams.opened += shard.streams.opened.load(Acquire);
-            for (cells, into) in [
-                (&shard.ok, &mut sum.ok),
-                (&shard.first_byte, &mut sum.first_byte),
-                (&shard.limited, &mut sum.limited),
-                (&shard.failed, &mut sum.failed),
-            ] {
-                if let Some(cells) = cells.get() {
-                    cells.read_into(into);
-                }
+            if let Some(limiter) = shard.limiter.get() {
+                sum.limiter.merge(limiter.read());
+            }
+        }
+        for (kind, traffic) in self.shards().flat_map(Shard::both) {
+            traffic.read_into(kind.of(&mut sum));
+        }
+        for (traffic, phases) in sum.traffic_mut().into_iter().zip(&self.phases) {
+            if let Some(phases) = phases.get() {
+                traffic.phases = phases.read(names);
             }
         }
         sum
     }
 }
 
+/// Which of the two kinds of traffic.
+#[derive(Clone, Copy)]
+enum Kind {
+    Users,
+    Bypassed,
+}
+
+impl Kind {
+    fn of(self, counts: &mut RouteCounts) -> &mut TrafficCounts {
+        match self {
+            Self::Users => &mut counts.users,
+            Self::Bypassed => &mut counts.bypassed,
+        }
+    }
+}
+
 impl Shard {
     fn new(precision: Precision) -> Self {
         Self {
-            precision,
             entered: AtomicU64::new(0),
-            outcomes: array::from_fn(|_| AtomicU64::new(0)),
             paired: AtomicU64::new(0),
-            bypassed: AtomicU64::new(0),
+            limiter: OnceLock::new(),
+            users: Traffic::new(precision),
+            bypassed: OnceLock::new(),
+        }
+    }
+
+    /// What there is of both kinds of traffic.
+    fn both(&self) -> impl Iterator<Item = (Kind, &Traffic)> {
+        let bypassed = self.bypassed.get().map(|traffic| (Kind::Bypassed, &**traffic));
+        [(Kind::Users, &self.users)].into_iter().chain(bypassed)
+    }
+
+    #[inline]
+    fn traffic(&self, bypassed: bool) -> &Traffic {
+        if bypassed { self.bypassed() } else { &self.users }
+    }
+
+    #[inline(never)]
+    fn bypassed(&self) -> &Traffic {
+        self.bypassed.get_or_init(|| Box::new(Traffic::new(self.users.precision)))
+    }
+
+    #[inline]
+    fn leave(&self, writer: Writer, ended: Ended) {
+        if ended.paired {
+            writer.add(&self.paired, 1);
+        }
+        self.traffic(ended.bypassed).leave(writer, ended);
+    }
+}
+
+impl Traffic {
+    fn new(precision: Precision) -> Self {
+        Self {
+            precision,
+            outcomes: array::from_fn(|_| AtomicU64::new(0)),
             response_bytes: AtomicU64::new(0),
             ok: OnceLock::new(),
             first_byte: OnceLock::new(),
             limited: OnceLock::new(),
             failed: OnceLock::new(),
-            streams: StreamCells::default(),
+            streams: OnceLock::new(),
         }
+    }
+
+    #[inline(never)]
+    fn streams(&self) -> &StreamCells {
+        self.streams.get_or_init(Box::default)
+    }
+
+    fn opened(&self) -> u64 {
+        self.streams.get().map_or(0, |streams| streams.opened.load(Acquire))
     }
 
     fn open_stream(&self, writer: Writer, first_byte: u64) {
         self.record(&self.first_byte, writer, first_byte);
         // Who sees the stream sees its first byte.
-        writer.publish(&self.streams.opened);
+        writer.publish(&self.streams().opened);
     }
 
     #[inline]
     fn leave(&self, writer: Writer, ended: Ended) {
         if ended.stream {
-            self.streams.record(writer, ended.server_time);
+            self.streams().record(writer, ended.server_time);
         } else {
             match ended.outcome {
                 Outcome::Ok => {
@@ -401,12 +496,6 @@ impl Shard {
         if ended.response_bytes > 0 {
             writer.add(&self.response_bytes, ended.response_bytes);
         }
-        if ended.bypassed {
-            writer.add(&self.bypassed, 1);
-        }
-        if ended.paired {
-            writer.add(&self.paired, 1);
-        }
         // Last and with release: who sees the outcome sees the entry.
         writer.publish(&self.outcomes[ended.outcome.index()]);
     }
@@ -414,6 +503,61 @@ impl Shard {
     #[inline]
     fn record(&self, histogram: &Histogram, writer: Writer, ns: u64) {
         histogram.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
+    }
+
+    /// Adds all but outcomes and the ends of streams.
+    fn read_into(&self, sum: &mut TrafficCounts) {
+        sum.response_bytes += self.response_bytes.load(Relaxed);
+        sum.streams.opened += self.opened();
+        let cells = [&self.ok, &self.first_byte, &self.limited, &self.failed];
+        for (into, cells) in sum.histograms_mut().into_iter().zip(cells) {
+            if let Some(cells) = cells.get() {
+                cells.read_into(into);
+            }
+        }
+    }
+}
+
+impl PhaseCells {
+    fn new(precision: Precision) -> Self {
+        Self {
+            precision,
+            times: array::from_fn(|_| OnceLock::new()),
+            overlapped: AtomicU64::new(0),
+            overlap_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Records the phases of a request that took so many nanoseconds.
+    fn record(&self, phases: &PhaseTimes, server_time: u64) {
+        for (phase, ns) in &phases.times {
+            self.record_one(*phase, *ns);
+        }
+        self.record_one(PhaseIndex::HANDLER, server_time.saturating_sub(phases.covered));
+        let overlap = phases.overlap();
+        if overlap > 0 {
+            Writer::Shared.add(&self.overlapped, 1);
+            Writer::Shared.add(&self.overlap_ns, overlap);
+        }
+    }
+
+    fn record_one(&self, phase: PhaseIndex, ns: u64) {
+        let cells =
+            self.times[phase.index()].get_or_init(|| Box::new(HistogramCells::new(self.precision)));
+        cells.record(Writer::Shared, ns);
+    }
+
+    fn read(&self, names: &PhaseNames) -> PhaseCounts {
+        let read = |phase: PhaseIndex| {
+            let mut histogram = LatencyHistogram::default();
+            self.times[phase.index()].get()?.read_into(&mut histogram);
+            (histogram.count() > 0).then(|| (names.name(phase).to_owned(), histogram))
+        };
+        PhaseCounts {
+            times: PhaseNames::all().filter_map(read).collect(),
+            overlapped: self.overlapped.load(Relaxed),
+            overlap_ns: self.overlap_ns.load(Relaxed),
+        }
     }
 }
 
@@ -434,153 +578,6 @@ impl StreamCells {
             ended,
             sum_ns: self.sum_ns.load(Relaxed),
             extremes_ns: (ended > 0).then(|| (min_ns, self.max_ns.load(Relaxed))),
-        }
-    }
-}
-
-impl RouteCounts {
-    /// Requests that ended this way.
-    #[must_use]
-    pub fn outcome(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome.index()]
-    }
-
-    /// Requests that have ended.
-    #[must_use]
-    pub fn recorded(&self) -> u64 {
-        self.outcomes.iter().fold(0, |sum, n| sum.saturating_add(*n))
-    }
-
-    /// Requests that have not.
-    #[must_use]
-    pub fn in_flight(&self) -> u64 {
-        self.entered.saturating_sub(self.recorded())
-    }
-
-    /// Did nothing happen? A request that is ending while the counters are read may have left its time, and
-    /// its outcome not yet.
-    pub(crate) fn is_empty(&self) -> bool {
-        let timed = [&self.ok, &self.first_byte, &self.limited, &self.failed];
-        self.progress() == [0; 3] && timed.into_iter().all(|histogram| histogram.count() == 0)
-    }
-
-    /// See [`RouteCells::progress`].
-    pub(crate) fn progress(&self) -> [u64; 3] {
-        [self.entered, self.streams.opened, self.recorded()]
-    }
-
-    pub(crate) fn histograms_mut(&mut self) -> [&mut LatencyHistogram; 4] {
-        [&mut self.ok, &mut self.first_byte, &mut self.limited, &mut self.failed]
-    }
-
-    /// As if all requests had ended.
-    pub(crate) fn forget_in_flight(&mut self) {
-        self.entered = self.recorded();
-        self.streams.opened = self.streams.ended;
-    }
-
-    /// Adds what another process, or another time, counted.
-    pub(crate) fn merge(&mut self, other: &Self) {
-        let add = |mine: &mut u64, theirs: u64| *mine = mine.saturating_add(theirs);
-        add(&mut self.entered, other.entered);
-        for (mine, theirs) in self.outcomes.iter_mut().zip(&other.outcomes) {
-            add(mine, *theirs);
-        }
-        add(&mut self.paired, other.paired);
-        add(&mut self.bypassed, other.bypassed);
-        add(&mut self.response_bytes, other.response_bytes);
-        self.ok.merge(&other.ok);
-        self.first_byte.merge(&other.first_byte);
-        self.limited.merge(&other.limited);
-        self.failed.merge(&other.failed);
-        self.streams.merge(other.streams);
-    }
-
-    pub(crate) fn since(&self, earlier: &Self) -> Self {
-        let mut outcomes = self.outcomes;
-        for (now, then) in outcomes.iter_mut().zip(&earlier.outcomes) {
-            *now = now.saturating_sub(*then);
-        }
-        Self {
-            // In flight is entered less recorded: an interval keeps it by starting with what was in
-            // flight at its beginning.
-            entered: outcomes.iter().fold(self.in_flight(), |sum, n| sum.saturating_add(*n)),
-            outcomes,
-            paired: self.paired.saturating_sub(earlier.paired),
-            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
-            response_bytes: self.response_bytes.saturating_sub(earlier.response_bytes),
-            ok: self.ok.since(&earlier.ok),
-            first_byte: self.first_byte.since(&earlier.first_byte),
-            limited: self.limited.since(&earlier.limited),
-            failed: self.failed.since(&earlier.failed),
-            streams: self.streams.since(earlier.streams),
-        }
-    }
-}
-
-impl StreamCounts {
-    /// Streams that have not ended.
-    #[must_use]
-    pub fn open(&self) -> u64 {
-        self.opened.saturating_sub(self.ended)
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.opened = self.opened.saturating_add(other.opened);
-        self.sum_ns = self.sum_ns.wrapping_add(other.sum_ns);
-        self.extremes_ns = match (self.extremes_ns, other.extremes_ns) {
-            (Some((min, max)), Some((low, high))) => Some((min.min(low), max.max(high))),
-            (mine, None) if other.ended == 0 => mine,
-            (None, theirs) if self.ended == 0 => theirs,
-            _ => None,
-        };
-        self.ended = self.ended.saturating_add(other.ended);
-    }
-
-    fn since(self, earlier: Self) -> Self {
-        let ended = self.ended.saturating_sub(earlier.ended);
-        Self {
-            // As with requests: an interval starts with the streams that were open at its beginning.
-            opened: ended.saturating_add(self.open()),
-            ended,
-            sum_ns: self.sum_ns.wrapping_sub(earlier.sum_ns),
-            extremes_ns: self.extremes_ns.filter(|_| earlier.ended == 0),
-        }
-    }
-}
-
-impl LimiterCounts {
-    pub(crate) fn merge(&mut self, other: Self) {
-        self.admitted = self.admitted.saturating_add(other.admitted);
-        self.limited = self.limited.saturating_add(other.limited);
-        self.bypassed = self.bypassed.saturating_add(other.bypassed);
-        self.refused_tokens = self.refused_tokens.zip(other.refused_tokens, u64::saturating_add);
-    }
-
-    pub(crate) fn since(&self, earlier: &Self) -> Self {
-        Self {
-            admitted: self.admitted.saturating_sub(earlier.admitted),
-            limited: self.limited.saturating_sub(earlier.limited),
-            bypassed: self.bypassed.saturating_sub(earlier.bypassed),
-            refused_tokens: self.refused_tokens.zip(earlier.refused_tokens, u64::saturating_sub),
-        }
-    }
-}
-
-impl RefusedTokens {
-    /// All of them.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        let Self { malformed, forged, expired, out_of_scope } = *self;
-        [malformed, forged, expired, out_of_scope].into_iter().fold(0, u64::saturating_add)
-    }
-
-    fn zip(self, other: Self, combine: impl Fn(u64, u64) -> u64) -> Self {
-        Self {
-            malformed: combine(self.malformed, other.malformed),
-            forged: combine(self.forged, other.forged),
-            expired: combine(self.expired, other.expired),
-            out_of_scope: combine(self.out_of_scope, other.out_of_scope),
         }
     }
 }
@@ -637,7 +634,7 @@ mod models {
     }
 
     fn read(counters: &Counters) -> RouteCounts {
-        counters.routes.iter().next().expect("the route is there").1.read()
+        counters.routes.iter().next().expect("the route is there").1.read(&counters.phases)
     }
 
     /// Reads beside those who count, on a thread of its own and begun after theirs: see [`model`].
@@ -664,7 +661,7 @@ mod models {
             assert_none_is_missing(&read_beside(&counters));
             server.join().expect("no panic");
             let counts = read(&counters);
-            assert_eq!((counts.entered, counts.recorded(), counts.failed.count()), (2, 2, 2));
+            assert_eq!((counts.entered, counts.recorded(), counts.users.failed.count()), (2, 2, 2));
         });
     }
 
@@ -706,9 +703,12 @@ mod models {
             let [server] = serve_at_once(&counters, [ended]);
             let counts = read_beside(&counters);
             if counts.recorded() == 1 {
-                assert_eq!((counts.entered, counts.bypassed, counts.paired), (1, 1, 1));
-                assert_eq!((counts.failed.count(), counts.response_bytes), (1, 7));
-                assert_eq!(counts.failed.mean(), Duration::from_nanos(10));
+                assert_eq!((counts.entered, counts.bypassed.recorded(), counts.paired), (1, 1, 1));
+                assert_eq!(
+                    (counts.bypassed.failed.count(), counts.bypassed.response_bytes),
+                    (1, 7)
+                );
+                assert_eq!(counts.bypassed.failed.mean(), Duration::from_nanos(10));
             }
             server.join().expect("no panic");
         });
@@ -723,8 +723,8 @@ mod models {
                 server.join().expect("no panic");
             }
             let counts = read(&counters);
-            assert_eq!((counts.entered, counts.recorded(), counts.failed.count()), (2, 2, 2));
-            assert_eq!(counts.failed.mean(), Duration::from_nanos(55));
+            assert_eq!((counts.entered, counts.recorded(), counts.users.failed.count()), (2, 2, 2));
+            assert_eq!(counts.users.failed.mean(), Duration::from_nanos(55));
         });
     }
 
@@ -736,18 +736,18 @@ mod models {
                 let counters = counters.clone();
                 thread::spawn(move || {
                     let route = enter(&counters);
-                    counters.open_stream(route, 10);
+                    counters.open_stream(route, 10, false);
                     counters.leave(route, Ended { stream: true, ..failed(20) });
                 })
             };
             let counts = read_beside(&counters);
-            let StreamCounts { opened, ended, sum_ns, extremes_ns } = counts.streams;
+            let StreamCounts { opened, ended, sum_ns, extremes_ns } = counts.users.streams;
             assert!(ended <= opened);
-            assert!(opened <= counts.first_byte.count(), "a stream without its first byte");
+            assert!(opened <= counts.users.first_byte.count(), "a stream without its first byte");
             assert_eq!(extremes_ns, (ended > 0).then_some((20, 20)));
             assert!(sum_ns >= 20 * ended);
             server.join().expect("no panic");
-            assert_eq!(read(&counters).streams.open(), 0);
+            assert_eq!(read(&counters).users.streams.open(), 0);
         });
     }
 }

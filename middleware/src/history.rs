@@ -1,7 +1,7 @@
 //! The last seconds and minutes, from snapshots that are taken now and then: requests pay nothing for it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt, mem,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -15,8 +15,9 @@ use tokio::{
 };
 
 use crate::{
-    counters::{Counters, LimiterCounts, RouteCounts},
-    histogram::SparseHistogram,
+    counters::Counters,
+    counts::{LimiterCounts, RouteCounts},
+    histogram::{LatencyHistogram, SparseHistogram},
     process::RuntimeUsage,
     route::RouteKey,
     snapshot::Snapshot,
@@ -117,6 +118,7 @@ struct Interval {
     length: Duration,
     routes: Vec<(RouteKey, EndedCounts)>,
     limiter: LimiterCounts,
+    elsewhere: SparseTimes,
     cpu: Option<Duration>,
     busy: Option<Duration>,
 }
@@ -124,9 +126,27 @@ struct Interval {
 /// A route's counts, its histograms put away.
 #[derive(Debug)]
 struct EndedCounts {
-    /// With empty histograms.
+    /// Without histograms.
     counts: RouteCounts,
-    histograms: [SparseHistogram; 4],
+    /// By traffic.
+    histograms: [[SparseHistogram; 4]; 2],
+    phases: [SparseTimes; 2],
+}
+
+/// Times by name, put away.
+type SparseTimes = Vec<(String, SparseHistogram)>;
+
+fn put_away(times: BTreeMap<String, LatencyHistogram>) -> SparseTimes {
+    times.into_iter().map(|(name, histogram)| (name, histogram.into())).collect()
+}
+
+fn take_out(into: &mut BTreeMap<String, LatencyHistogram>, times: &SparseTimes) {
+    for (name, sparse) in times {
+        match into.get_mut(name) {
+            Some(histogram) => histogram.merge_sparse(sparse),
+            None => into.entry(name.clone()).or_default().merge_sparse(sparse),
+        }
+    }
 }
 
 impl History {
@@ -229,18 +249,23 @@ impl Levels {
 
 impl From<Snapshot> for Interval {
     fn from(snapshot: Snapshot) -> Self {
-        let put_away = |(key, counts)| {
+        let put_route_away = |(key, counts)| {
             let mut counts: RouteCounts = Arc::unwrap_or_clone(counts);
             // What is in flight ends in a later interval.
             counts.forget_in_flight();
             let empty = counts.is_empty();
-            let histograms = counts.histograms_mut().map(|h| SparseHistogram::from(mem::take(h)));
-            (!empty).then_some((key, EndedCounts { counts, histograms }))
+            let phases =
+                counts.traffic_mut().map(|traffic| put_away(mem::take(&mut traffic.phases.times)));
+            let sparse = |histogram| SparseHistogram::from(mem::take(histogram));
+            let histograms =
+                counts.traffic_mut().map(|traffic| traffic.histograms_mut().map(sparse));
+            (!empty).then_some((key, EndedCounts { counts, histograms, phases }))
         };
         Self {
             length: snapshot.window.unwrap_or_default(),
-            routes: snapshot.routes.into_iter().filter_map(put_away).collect(),
+            routes: snapshot.routes.into_iter().filter_map(put_route_away).collect(),
             limiter: snapshot.limiter,
+            elsewhere: put_away(snapshot.elsewhere),
             cpu: snapshot.process.cpu,
             busy: snapshot.runtime.and_then(|runtime| runtime.busy),
         }
@@ -253,12 +278,17 @@ impl Interval {
         for (key, ended) in &self.routes {
             let counts = Arc::make_mut(later.routes.entry(key.clone()).or_default());
             counts.merge(&ended.counts);
-            for (to, from) in counts.histograms_mut().into_iter().zip(&ended.histograms) {
-                to.merge_sparse(from);
+            let put_away = ended.histograms.iter().zip(&ended.phases);
+            for (traffic, (histograms, phases)) in counts.traffic_mut().into_iter().zip(put_away) {
+                for (to, from) in traffic.histograms_mut().into_iter().zip(histograms) {
+                    to.merge_sparse(from);
+                }
+                take_out(&mut traffic.phases.times, phases);
             }
         }
         later.window = Some(later.window.unwrap_or_default() + self.length);
         later.limiter.merge(self.limiter);
+        take_out(&mut later.elsewhere, &self.elsewhere);
         let add = |to: &mut Option<Duration>, from: Option<Duration>| {
             *to = to.zip(from).map(|(to, from)| to + from).or(from);
         };
@@ -337,7 +367,7 @@ mod tests {
                 prop_assert!(covered >= wanted.min(uptime) && covered <= wanted + step, "{covered} s of {wanted}");
                 let held: u64 = seconds[(uptime - covered) as usize..].iter().sum();
                 prop_assert_eq!(found.recorded(), held);
-                let values: u64 = found.routes().map(|(_, counts)| counts.ok.count()).sum();
+                let values: u64 = found.routes().map(|(_, counts)| counts.users.ok.count()).sum();
                 prop_assert_eq!(values, held);
             }
         }

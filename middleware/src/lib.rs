@@ -35,6 +35,7 @@ mod body;
 mod bypass;
 mod clock;
 mod counters;
+mod counts;
 mod endpoint;
 mod future;
 #[cfg(feature = "token")]
@@ -49,6 +50,7 @@ mod outcome;
 #[cfg(feature = "token")]
 mod peer;
 mod perf;
+mod phase;
 mod probe;
 mod process;
 mod recorder;
@@ -61,8 +63,10 @@ mod sync;
 #[cfg(feature = "token")]
 mod token;
 
-pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService};
-pub use counters::{RefusedTokens, RouteCounts, StreamCounts};
+pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService, LetThrough};
+pub use counts::{
+    LimiterCounts, PhaseCounts, RefusedTokens, RouteCounts, StreamCounts, TrafficCounts,
+};
 pub use future::PerfFuture;
 #[cfg(feature = "token")]
 pub use gate::TokenCheck;
@@ -76,12 +80,14 @@ pub use outcome::Outcome;
 #[cfg(feature = "token")]
 pub use peer::{PeerRange, PeerRangeError};
 pub use perf::{Perf, PerfBuilder};
-pub use probe::{LoadMark, Probe, ProbeSource, ServerRecord};
+pub use phase::{Followed, Observed, Phase};
+pub use probe::{LoadMark, PhaseTime, Probe, ProbeSource, ServerRecord};
 pub use process::ProcessUsage;
 pub use route::RouteKey;
 pub use service::PerfService;
 pub use snapshot::{
-    LimiterView, OutcomesView, PerfView, ProcessView, RouteView, RuntimeView, Snapshot, StreamsView,
+    LimiterView, LoadView, OutcomesView, OverlapView, PerfView, ProcessView, RouteView,
+    RuntimeView, Snapshot, StreamsView,
 };
 #[cfg(feature = "token")]
 pub use token::{BypassToken, TokenError, TokenRefusal};

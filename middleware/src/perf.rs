@@ -1,6 +1,6 @@
 //! The handle that a service keeps.
 
-use std::sync::Arc;
+use std::{future::IntoFuture, sync::Arc};
 
 use axum::Router;
 
@@ -10,7 +10,8 @@ use crate::{
     histogram::Precision,
     history::{History, Window},
     layer::PerfLayer,
-    recorder::Recorder,
+    phase::{Followed, Observed, Phase},
+    recorder::{LocalRecorder, Recorder},
     route::RouteKey,
     snapshot::Snapshot,
 };
@@ -110,6 +111,68 @@ impl Perf {
     #[must_use]
     pub fn route_key(&self, route_id: u32) -> Option<&RouteKey> {
         self.recorder.route_key(route_id.into())
+    }
+
+    /// The name of a phase that a [`PhaseTime`](crate::PhaseTime) stands for.
+    #[must_use]
+    pub fn phase_name(&self, phase: u8) -> &str {
+        self.recorder.phase_name(phase.into())
+    }
+
+    /// Begins a phase of the request that this code runs for; it ends when the returned value is dropped.
+    ///
+    /// Phases are for what a request waits for: `pool_wait:ldap`, `query:search`, `render`. They show, by
+    /// route, where its time goes. A request may be in a phase again and again; the times add up. Phases may
+    /// overlap, in futures that are joined, and the figures then say by how much.
+    ///
+    /// The request is the one whose handler, or whatever else under the layer, calls this. Code that runs for no
+    /// request, or in a task of its own without [`follow`](Self::follow), is counted too, but under no route.
+    ///
+    /// A handle keeps 62 names beside its own, `limiter` and `handler`; those past them share the name
+    /// `(other)`. So name kinds of work, never users or keys.
+    ///
+    /// ```
+    /// # fn render() -> String { String::new() }
+    /// # fn page(perf: &parallax_middleware::Perf) -> String {
+    /// let _phase = perf.phase("render");
+    /// render()
+    /// # }
+    /// ```
+    pub fn phase(&self, name: &str) -> Phase {
+        Phase::begin(LocalRecorder::clone(&self.recorder), self.recorder.phase(name))
+    }
+
+    /// Makes the time of a future, from its first poll until it is ready or dropped, a [phase](Self::phase)
+    /// of the request that polls it.
+    ///
+    /// ```
+    /// # use std::{io::Result, time::Duration};
+    /// # struct Ldap;
+    /// # impl Ldap { async fn acquire(&self) -> Result<()> { Ok(()) } }
+    /// # async fn bind(perf: &parallax_middleware::Perf, ldap: Ldap) -> Result<()> {
+    /// let connection = perf.observe("pool_wait:ldap", ldap.acquire()).await?;
+    /// # Ok(connection)
+    /// # }
+    /// ```
+    pub fn observe<F: IntoFuture>(&self, name: &str, future: F) -> Observed<F::IntoFuture> {
+        let recorder = LocalRecorder::clone(&self.recorder);
+        Observed::new(recorder, self.recorder.phase(name), future.into_future())
+    }
+
+    /// Has a future that goes to a task of its own run for the request that this is called for: its phases are
+    /// that request's, until the request is over.
+    ///
+    /// ```
+    /// # async fn handler(perf: parallax_middleware::Perf) {
+    /// let lookup = tokio::spawn(perf.follow({
+    ///     let perf = perf.clone();
+    ///     async move { perf.observe("query:search", async { 7 }).await }
+    /// }));
+    /// # lookup.await.unwrap();
+    /// # }
+    /// ```
+    pub fn follow<F: IntoFuture>(&self, future: F) -> Followed<F::IntoFuture> {
+        Followed::new(future.into_future())
     }
 
     /// What was recorded lately: the last 10 s, minute or 5 min, and up to a tenth more. The figures say how

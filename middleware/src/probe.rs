@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     outcome::Outcome,
     perf::Perf,
+    phase::PhaseIndex,
     recorder::{LocalRecorder, Recorder},
     route::RouteIndex,
 };
@@ -156,7 +157,27 @@ pub struct ServerRecord {
     pub outcome: Outcome,
     /// Did it pass by the limiter?
     pub bypassed: bool,
+    /// How long the request was in each phase that it was in, but `handler`, the rest.
+    pub phases: Vec<PhaseTime>,
+    /// Time in none of its phases. Where phases overlap, they and this add up to more than the server time.
+    pub handler: Duration,
     pub(crate) route: RouteIndex,
+}
+
+/// A phase of one request.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct PhaseTime {
+    /// Stands for the phase within one layer: [`Perf::phase_name`] has its name.
+    pub phase: u8,
+    /// How long the request was in it, over all stretches.
+    pub time: Duration,
+}
+
+impl From<(PhaseIndex, u64)> for PhaseTime {
+    fn from((phase, ns): (PhaseIndex, u64)) -> Self {
+        Self { phase: phase.index() as u8, time: Duration::from_nanos(ns) }
+    }
 }
 
 impl ServerRecord {

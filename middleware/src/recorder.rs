@@ -15,13 +15,11 @@ use crate::{
     counters::{Counters, Ended},
     histogram::Precision,
     outcome::Outcome,
-    probe::{Probe, ServerRecord},
+    phase::{Entered, Origin, PhaseLog, PhaseTimes, RecorderId},
+    probe::{PhaseTime, Probe, ServerRecord},
     route::RouteIndex,
     slot::{SLOTS, Slot},
-    sync::{
-        self, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{self, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 /// Where requests are counted, as those hold it that last: the service's handle, the layer. Clones share the
@@ -51,10 +49,6 @@ struct Handle {
     siblings: Arc<OnceLock<Box<[sync::Weak<Handle>]>>>,
 }
 
-/// Which counters, for the life of the process.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) struct RecorderId(u64);
-
 sync::statics! {
     /// All counters that somebody holds, for services that have lent their reference away.
     static HELD: Mutex<BTreeMap<RecorderId, Weak<Counters>>> = Mutex::new(BTreeMap::new());
@@ -66,10 +60,7 @@ fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
 
 impl Recorder {
     pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
-        sync::statics! {
-            static NEXT: AtomicU64 = AtomicU64::new(0);
-        }
-        let id = RecorderId(NEXT.fetch_add(1, Relaxed));
+        let id = RecorderId::new();
         let counters = Arc::new(Counters::new(route_cap, precision));
         let mut held = held();
         held.retain(|_, counters| counters.strong_count() > 0);
@@ -200,11 +191,16 @@ impl LocalRecorder {
             first_byte: NONE,
             response_bytes: 0,
             probe,
+            log: None,
             outcome: Outcome::Cancelled,
             bypassed: false,
             stream: false,
             ended: false,
         }
+    }
+
+    pub(crate) fn id(&self) -> RecorderId {
+        self.handle.id
     }
 
     pub(crate) fn same_as(&self, other: &LocalRecorder) -> bool {
@@ -238,6 +234,8 @@ pub(crate) struct Recording {
     first_byte: u64,
     response_bytes: u64,
     probe: Option<Probe>,
+    /// From its first phase on.
+    log: Option<Arc<PhaseLog>>,
     route: RouteIndex,
     /// How the request ends if nothing more happens.
     outcome: Outcome,
@@ -247,12 +245,19 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Runs the service's own code. A panic in it unwinds through here, and the request counts as
-    /// panicked; a drop at any other time counts as cancelled.
+    /// Runs the service's own code, so that its phases are this request's. A panic in it unwinds through here,
+    /// and the request counts as panicked; a drop at any other time counts as cancelled.
     #[inline]
     pub(crate) fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
         self.outcome = Outcome::Panicked;
+        let origin = Origin {
+            owner: self.recorder.id(),
+            entered: self.entered,
+            paired: self.probe.is_some(),
+        };
+        let entered = Entered::enter(origin, &mut self.log);
         let result = run();
+        drop(entered);
         self.outcome = Outcome::Cancelled;
         result
     }
@@ -273,7 +278,7 @@ impl Recording {
     pub(crate) fn stream_head(&mut self) {
         self.head();
         self.stream = true;
-        self.recorder.open_stream(self.route, self.first_byte);
+        self.recorder.open_stream(self.route, self.first_byte, self.bypassed);
     }
 
     /// The response head leaves the layer with the whole response: no body follows.
@@ -322,13 +327,21 @@ impl Recording {
             paired: self.probe.is_some(),
             stream: self.stream,
         };
+        let phases = self.log.take().map(|log| self.on_its_way(&log, ended));
         self.recorder.leave(self.route, ended);
         if let Some(probe) = self.probe.take() {
-            self.fill(probe, ended);
+            self.fill(probe, ended, &phases.unwrap_or_default());
         }
     }
 
-    fn fill(&self, probe: Probe, ended: Ended) {
+    #[cold]
+    fn on_its_way(&self, log: &PhaseLog, ended: Ended) -> PhaseTimes {
+        let phases = log.close(ended.server_time);
+        self.recorder.on_its_way(self.route, ended, &phases, log.at_limiter());
+        phases
+    }
+
+    fn fill(&self, probe: Probe, ended: Ended, phases: &PhaseTimes) {
         let entered = self.recorder.instant(self.entered);
         probe.fill(
             &self.recorder,
@@ -340,6 +353,8 @@ impl Recording {
                 outcome: ended.outcome,
                 bypassed: ended.bypassed,
                 route: self.route,
+                phases: phases.times.iter().copied().map(PhaseTime::from).collect(),
+                handler: Duration::from_nanos(ended.server_time.saturating_sub(phases.covered)),
             },
         );
     }
@@ -465,7 +480,7 @@ mod tests {
         assert_eq!(of(Outcome::Cancelled), 1);
         assert_eq!(of(Outcome::ClientError), 1);
         assert_eq!(of(Outcome::Panicked), 1);
-        assert_eq!(counts.failed.count(), 3);
+        assert_eq!(counts.users.failed.count(), 3);
     }
 }
 

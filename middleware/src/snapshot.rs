@@ -5,8 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    counters::{Counters, LimiterCounts, RefusedTokens, RouteCounts, StreamCounts},
-    histogram::LatencySummary,
+    counters::Counters,
+    counts::{
+        LimiterCounts, PhaseCounts, RefusedTokens, RouteCounts, StreamCounts, TrafficCounts,
+        merge_times, times_since,
+    },
+    histogram::{LatencyHistogram, LatencySummary},
     outcome::Outcome,
     process::{ProcessUsage, RuntimeUsage},
     route::RouteKey,
@@ -38,6 +42,8 @@ pub struct Snapshot {
     /// did not change between them.
     pub(crate) routes: BTreeMap<RouteKey, Arc<RouteCounts>>,
     pub(crate) limiter: LimiterCounts,
+    /// Phases of work that was for no request.
+    pub(crate) elsewhere: BTreeMap<String, LatencyHistogram>,
     pub(crate) process: ProcessUsage,
     pub(crate) runtime: Option<RuntimeUsage>,
 }
@@ -58,6 +64,7 @@ impl Snapshot {
             window: None,
             routes,
             limiter: counters.limiter(),
+            elsewhere: counters.elsewhere(),
             process: ProcessUsage::now(),
             runtime: RuntimeUsage::now(),
         }
@@ -92,6 +99,7 @@ impl Snapshot {
             window: Some(self.uptime.saturating_sub(earlier.uptime)),
             routes: self.routes.iter().filter_map(interval).collect(),
             limiter: self.limiter.since(&earlier.limiter),
+            elsewhere: times_since(&self.elsewhere, &earlier.elsewhere),
             process,
             runtime,
         }
@@ -115,6 +123,7 @@ impl Snapshot {
             }
         }
         self.limiter.merge(other.limiter);
+        merge_times(&mut self.elsewhere, &other.elsewhere);
         self.uptime = self.uptime.max(other.uptime);
         self.window = self.window.zip(other.window).map(|(mine, theirs)| mine.max(theirs));
         self.process.merge(other.process);
@@ -174,12 +183,8 @@ impl Snapshot {
             uptime_s: self.uptime.as_secs_f64(),
             window_s: self.window.map(|window| window.as_secs_f64()),
             routes: self.routes.iter().map(|(key, counts)| row(key, counts)).collect(),
-            limiter: (limiter != LimiterCounts::default()).then_some(LimiterView {
-                admitted: limiter.admitted,
-                limited: limiter.limited,
-                bypassed: limiter.bypassed,
-                refused_tokens: limiter.refused_tokens,
-            }),
+            limiter: limiter_view(limiter),
+            elsewhere: summaries(&self.elsewhere),
             process: ProcessView {
                 rss_bytes: self.process.rss_bytes,
                 cpu_s: self.process.cpu.map(|cpu| cpu.as_secs_f64()),
@@ -199,34 +204,81 @@ impl Snapshot {
 }
 
 fn row(key: &RouteKey, counts: &RouteCounts) -> RouteView {
+    let users = &counts.users;
     RouteView {
         method: key.method().to_owned(),
         route: key.template().to_owned(),
         requests: counts.recorded(),
         in_flight: counts.in_flight(),
-        outcomes: OutcomesView {
-            ok: counts.outcome(Outcome::Ok),
-            client_error: counts.outcome(Outcome::ClientError),
-            limited: counts.outcome(Outcome::Limited),
-            server_error: counts.outcome(Outcome::ServerError),
-            cancelled: counts.outcome(Outcome::Cancelled),
-            panicked: counts.outcome(Outcome::Panicked),
-        },
-        bypassed: counts.bypassed,
+        outcomes: outcomes_view(|outcome| counts.outcome(outcome)),
+        bypassed: counts.bypassed.recorded(),
         paired: counts.paired,
-        latency: counts.ok.summary(),
-        time_to_first_byte: counts.first_byte.summary(),
-        limited_latency: counts.limited.summary(),
-        failed_latency: counts.failed.summary(),
-        streams: (counts.streams.opened > 0).then(|| counts.streams.view()),
-        response_bytes: counts.response_bytes,
+        latency: users.ok.summary(),
+        time_to_first_byte: users.first_byte.summary(),
+        limited_latency: users.limited.summary(),
+        failed_latency: users.failed.summary(),
+        phases: summaries(&users.phases.times),
+        overlap: users.phases.view(),
+        streams: users.streams.view(),
+        response_bytes: users.response_bytes.saturating_add(counts.bypassed.response_bytes),
+        load: (!counts.bypassed.is_empty()).then(|| LoadView::of(&counts.bypassed)),
+        limiter: limiter_view(counts.limiter),
+    }
+}
+
+impl LoadView {
+    fn of(counts: &TrafficCounts) -> Self {
+        Self {
+            outcomes: outcomes_view(|outcome| counts.outcome(outcome)),
+            latency: counts.ok.summary(),
+            time_to_first_byte: counts.first_byte.summary(),
+            limited_latency: counts.limited.summary(),
+            failed_latency: counts.failed.summary(),
+            phases: summaries(&counts.phases.times),
+            overlap: counts.phases.view(),
+            streams: counts.streams.view(),
+            response_bytes: counts.response_bytes,
+        }
+    }
+}
+
+fn outcomes_view(of: impl Fn(Outcome) -> u64) -> OutcomesView {
+    OutcomesView {
+        ok: of(Outcome::Ok),
+        client_error: of(Outcome::ClientError),
+        limited: of(Outcome::Limited),
+        server_error: of(Outcome::ServerError),
+        cancelled: of(Outcome::Cancelled),
+        panicked: of(Outcome::Panicked),
+    }
+}
+
+fn limiter_view(counts: LimiterCounts) -> Option<LimiterView> {
+    (counts != LimiterCounts::default()).then_some(LimiterView {
+        admitted: counts.admitted,
+        limited: counts.limited,
+        bypassed: counts.bypassed,
+        refused_tokens: counts.refused_tokens,
+    })
+}
+
+fn summaries(times: &BTreeMap<String, LatencyHistogram>) -> BTreeMap<String, LatencySummary> {
+    times.iter().map(|(name, histogram)| (name.clone(), histogram.summary())).collect()
+}
+
+impl PhaseCounts {
+    fn view(&self) -> Option<OverlapView> {
+        (self.overlapped > 0).then_some(OverlapView {
+            requests: self.overlapped,
+            total_us: self.overlap_ns as f64 / 1e3,
+        })
     }
 }
 
 impl StreamCounts {
-    fn view(&self) -> StreamsView {
+    fn view(&self) -> Option<StreamsView> {
         let micros = |ns: u64| ns as f64 / 1e3;
-        StreamsView {
+        (self.opened > 0).then(|| StreamsView {
             opened: self.opened,
             open: self.open(),
             duration: LatencySummary {
@@ -236,7 +288,7 @@ impl StreamCounts {
                 max_us: self.extremes_ns.map(|(_, max)| micros(max)),
                 ..LatencySummary::default()
             },
-        }
+        })
     }
 }
 
@@ -256,6 +308,9 @@ pub struct PerfView {
     /// What a limiter with a way around it did; absent if it did nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limiter: Option<LimiterView>,
+    /// Phases of work that was for no request, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub elsewhere: BTreeMap<String, LatencySummary>,
     /// What the process uses.
     pub process: ProcessView,
     /// The tokio runtime that took the snapshot; absent outside of one.
@@ -281,7 +336,7 @@ pub struct RouteView {
     pub in_flight: u64,
     /// How those that have ended did so.
     pub outcomes: OutcomesView,
-    /// Requests that passed by the limiter.
+    /// Requests that passed by the limiter. They are in all counts; their times are apart, in `load`.
     pub bypassed: u64,
     /// Requests that carried a probe of a load generator.
     pub paired: u64,
@@ -293,11 +348,52 @@ pub struct RouteView {
     pub limited_latency: LatencySummary,
     /// From entry to end of everything else that failed.
     pub failed_latency: LatencySummary,
+    /// Where the time went, by phase: for each phase, over the requests that were in it, however they ended, all
+    /// the time that one spent there. `handler` is the rest, over the requests that were in any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phases: BTreeMap<String, LatencySummary>,
+    /// Requests that were in several phases at once; absent if none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<OverlapView>,
     /// Server-sent events, counted apart; absent if the route sent none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams: Option<StreamsView>,
     /// Bytes of response bodies.
     pub response_bytes: u64,
+    /// Those that passed by the limiter; absent if none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadView>,
+    /// What the limiter did with those that have ended; absent if they met none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limiter: Option<LimiterView>,
+}
+
+/// The requests to one route that passed by a limiter: the load of a test, apart from the service's users. Its
+/// fields are those of [`RouteView`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct LoadView {
+    pub outcomes: OutcomesView,
+    pub latency: LatencySummary,
+    pub time_to_first_byte: LatencySummary,
+    pub limited_latency: LatencySummary,
+    pub failed_latency: LatencySummary,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phases: BTreeMap<String, LatencySummary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<OverlapView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<StreamsView>,
+    pub response_bytes: u64,
+}
+
+/// Requests that were in several phases at once. Their phases add up to more than their time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OverlapView {
+    /// How many.
+    pub requests: u64,
+    /// By how much, over all of them, in microseconds.
+    pub total_us: f64,
 }
 
 /// Responses of type `text/event-stream`. They are requests with an outcome as all others, but last as long

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    counters::{LimiterCounts, RouteCounts},
-    histogram::nanos,
+    counts::{LimiterCounts, RouteCounts},
+    histogram::{LatencyHistogram, nanos},
     process::{ProcessUsage, RuntimeUsage},
     route::{MethodLabel, RouteKey},
     snapshot::Snapshot,
@@ -23,6 +23,8 @@ pub(crate) struct StoredSnapshot {
     window_ns: Option<u64>,
     routes: Vec<StoredRoute>,
     limiter: LimiterCounts,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    elsewhere: BTreeMap<String, LatencyHistogram>,
     rss_bytes: Option<u64>,
     cpu_ns: Option<u64>,
     runtime: Option<StoredRuntime>,
@@ -57,6 +59,7 @@ impl From<Snapshot> for StoredSnapshot {
             window_ns: snapshot.window.map(nanos),
             routes: snapshot.routes.into_iter().map(route).collect(),
             limiter: snapshot.limiter,
+            elsewhere: snapshot.elsewhere,
             rss_bytes: snapshot.process.rss_bytes,
             cpu_ns: snapshot.process.cpu.map(nanos),
             runtime: snapshot.runtime.map(|runtime| StoredRuntime {
@@ -91,6 +94,7 @@ impl TryFrom<StoredSnapshot> for Snapshot {
             window: stored.window_ns.map(Duration::from_nanos),
             routes,
             limiter: stored.limiter,
+            elsewhere: stored.elsewhere,
             process: ProcessUsage {
                 rss_bytes: stored.rss_bytes,
                 cpu: stored.cpu_ns.map(Duration::from_nanos),
@@ -112,7 +116,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        counters::RefusedTokens, histogram::Precision, outcome::Outcome, recorder::Recorder,
+        counts::RefusedTokens, histogram::Precision, outcome::Outcome, recorder::Recorder,
     };
 
     fn snapshot() -> Snapshot {
@@ -220,7 +224,8 @@ mod tests {
         assert!(method.contains("BREW"), "{method}");
         let twice = refused(|json| json["routes"][1] = json["routes"][0].clone());
         assert!(twice.contains("two rows"), "{twice}");
-        let bucket = refused(|json| json["routes"][0]["failed"]["buckets"][0][0] = u64::MAX.into());
+        let bucket =
+            refused(|json| json["routes"][0]["users"]["failed"]["buckets"][0][0] = u64::MAX.into());
         assert!(bucket.contains("past one hour"), "{bucket}");
     }
 
@@ -249,8 +254,8 @@ mod tests {
                 prop_assert!(read.recorded() >= read.outcome(Outcome::Ok));
                 prop_assert!(read.entered().checked_add(read.paired()) != Some(0));
                 for (_, counts) in read.routes() {
-                    prop_assert_eq!(counts.ok.quantile(1.0).is_some(), counts.ok.count() > 0);
-                    prop_assert!(counts.ok.count_above(Duration::ZERO) <= counts.ok.count());
+                    prop_assert_eq!(counts.users.ok.quantile(1.0).is_some(), counts.users.ok.count() > 0);
+                    prop_assert!(counts.users.ok.count_above(Duration::ZERO) <= counts.users.ok.count());
                 }
             }
         }

@@ -119,7 +119,8 @@ fn a_route_takes_64_kib_a_thread_if_its_requests_end_in_every_way() {
     drop(app);
     let snapshot = perf.snapshot();
     let counts = snapshot.route("GET", "/stream/{status}").expect("it has been asked for");
-    let of = [&counts.ok, &counts.first_byte, &counts.limited, &counts.failed];
+    let users = &counts.users;
+    let of = [&users.ok, &users.first_byte, &users.limited, &users.failed];
     assert!(of.into_iter().all(|histogram| histogram.count() >= 3), "{counts:?}");
 }
 

@@ -63,7 +63,7 @@ async fn the_cap_on_routes_is_the_services_to_set() {
     ]);
     let snapshot = perf.snapshot();
     let counts = snapshot.route("GET", "/a").expect("it has been asked for");
-    assert_eq!(counts.ok.precision(), Precision::OneDigit);
+    assert_eq!(counts.users.ok.precision(), Precision::OneDigit);
 }
 
 #[tokio::test]

@@ -77,8 +77,8 @@ async fn requests_are_timed_by_the_paused_clock_whether_they_carry_a_probe_or_no
             [("/late", millis(250), millis(750)), ("/blocks", Duration::ZERO, Duration::ZERO)]
         {
             let counts = snapshot.route("GET", route).expect("it has been asked for");
-            assert_eq!(counts.ok, histogram(1, whole), "{route}, {paired}");
-            assert_eq!(counts.first_byte, histogram(1, first_byte), "{route}, {paired}");
+            assert_eq!(counts.users.ok, histogram(1, whole), "{route}, {paired}");
+            assert_eq!(counts.users.first_byte, histogram(1, first_byte), "{route}, {paired}");
         }
     }
 }
@@ -131,7 +131,7 @@ async fn each_window_holds_what_was_recorded_in_its_seconds() {
             let held = ended.iter().filter(|ended| **ended > now - covered).count();
             assert_eq!(found.recorded(), held as u64, "{window} after {now} s");
             let Some(counts) = found.route("GET", "/now") else { continue };
-            assert_eq!(counts.ok, histogram(held, Duration::ZERO), "{window} after {now} s");
+            assert_eq!(counts.users.ok, histogram(held, Duration::ZERO), "{window} after {now} s");
         }
     }
 }
@@ -193,8 +193,8 @@ async fn a_request_is_in_flight_in_each_window_until_it_ends_and_counts_where_it
         let found = perf.window(window);
         let counts = found.route("GET", "/minute").expect("it has ended");
         assert_eq!((counts.in_flight(), counts.outcome(Outcome::Ok)), (0, 1), "{window}");
-        assert_eq!(counts.ok.count(), 1, "{window}");
-        assert_eq!(counts.ok.mean(), Duration::from_secs(60), "{window}");
+        assert_eq!(counts.users.ok.count(), 1, "{window}");
+        assert_eq!(counts.users.ok.mean(), Duration::from_secs(60), "{window}");
     }
     sleep(Duration::from_secs(10)).await;
     let recorded = Window::ALL.map(|window| perf.window(window).recorded());

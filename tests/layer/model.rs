@@ -15,7 +15,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use futures_util::FutureExt;
-use parallax_middleware::{LatencyHistogram, Outcome, Perf, RouteCounts, Snapshot};
+use parallax_middleware::{LatencyHistogram, Outcome, Perf, RouteCounts, Snapshot, TrafficCounts};
 use proptest::prelude::*;
 use tower::ServiceExt;
 
@@ -97,7 +97,7 @@ async fn intervals_lose_no_time_of_a_request_that_ends_while_the_counters_are_re
     let [mut caught, times] = [&earlier, &later]
         .map(|snapshot| serde_json::to_value(snapshot).expect("it can be written"));
     for histogram in ["ok", "first_byte"] {
-        caught["routes"][0][histogram] = times["routes"][0][histogram].clone();
+        caught["routes"][0]["users"][histogram] = times["routes"][0]["users"][histogram].clone();
     }
     let caught: Snapshot = serde_json::from_value(caught).expect("it is ours");
 
@@ -140,17 +140,20 @@ impl Watcher {
             let of_outcomes: u64 = OUTCOMES.map(|outcome| counts.outcome(outcome)).iter().sum();
             assert_eq!(counts.recorded(), of_outcomes, "{key}");
             assert!(counts.entered >= counts.recorded(), "{key}: more ends than beginnings");
-            assert!(counts.streams.opened >= counts.streams.ended, "{key}: {:?}", counts.streams);
-            let timed = histograms(counts).map(|(name, histogram)| {
-                let of_buckets: u64 = histogram.buckets().map(|(.., n)| n).sum();
-                assert_eq!(histogram.count(), of_buckets, "{key}: {name}");
-                histogram.count()
-            });
-            // Whoever sees a request's outcome sees its time.
-            let [ok, _, limited, failed] = timed;
-            let timed = ok + limited + failed + counts.streams.ended;
-            assert!(timed >= counts.recorded(), "{key}: an outcome without its time");
-            assert!(limited >= counts.outcome(Outcome::Limited), "{key}: limited");
+            for traffic in [&counts.users, &counts.bypassed] {
+                let streams = traffic.streams;
+                assert!(streams.opened >= streams.ended, "{key}: {streams:?}");
+                let timed = histograms(traffic).map(|(name, histogram)| {
+                    let of_buckets: u64 = histogram.buckets().map(|(.., n)| n).sum();
+                    assert_eq!(histogram.count(), of_buckets, "{key}: {name}");
+                    histogram.count()
+                });
+                // Whoever sees a request's outcome sees its time.
+                let [ok, _, limited, failed] = timed;
+                let timed = ok + limited + failed + streams.ended;
+                assert!(timed >= traffic.recorded(), "{key}: an outcome without its time");
+                assert!(limited >= traffic.outcome(Outcome::Limited), "{key}: limited");
+            }
         }
         for earlier in self.last.iter().chain(&self.first) {
             assert_follows(earlier, &now);
@@ -174,10 +177,14 @@ fn assert_follows(earlier: &Snapshot, later: &Snapshot) {
             for (now, then) in counters(now).into_iter().zip(counters(then)) {
                 assert!(now >= then, "{key}: {now:?} after {then:?}");
             }
-            assert!(now.entered >= then.entered && now.streams.opened >= then.streams.opened);
+            assert!(now.entered >= then.entered);
+            for (now, then) in traffic(now).into_iter().zip(traffic(then)) {
+                assert!(now.streams.opened >= then.streams.opened);
+            }
         }
         assert_eq!(counters(sum), counters(now), "{key}");
-        for ((name, sum), (_, now)) in histograms(sum).into_iter().zip(histograms(now)) {
+        let both = |counts| traffic(counts).into_iter().flat_map(histograms);
+        for ((name, sum), (_, now)) in both(sum).zip(both(now)) {
             assert_eq!(sum.count(), now.count(), "{key}: {name}");
             // Not the means: a value may be in its bucket a moment before it is in the sum.
             assert!(sum.buckets().eq(now.buckets()), "{key}: {name}");
@@ -187,19 +194,29 @@ fn assert_follows(earlier: &Snapshot, later: &Snapshot) {
 
 /// Everything that only grows, but what is in flight as well: an interval begins with that.
 fn counters(counts: &RouteCounts) -> Vec<(&'static str, u64)> {
-    let outcomes = OUTCOMES.map(|outcome| ("requests of one outcome", counts.outcome(outcome)));
-    let histograms = histograms(counts).map(|(name, histogram)| (name, histogram.count()));
+    let of_traffic = |counts: &TrafficCounts| {
+        let outcomes = OUTCOMES.map(|outcome| ("requests of one outcome", counts.outcome(outcome)));
+        let histograms = histograms(counts).map(|(name, histogram)| (name, histogram.count()));
+        let others = [
+            ("response bytes", counts.response_bytes),
+            ("streams that ended", counts.streams.ended),
+            ("time of streams", counts.streams.sum_ns),
+        ];
+        outcomes.into_iter().chain(histograms).chain(others).collect::<Vec<_>>()
+    };
     let others = [
         ("paired", counts.paired),
-        ("bypassed", counts.bypassed),
-        ("response bytes", counts.response_bytes),
-        ("streams that ended", counts.streams.ended),
-        ("time of streams", counts.streams.sum_ns),
+        ("admitted", counts.limiter.admitted),
+        ("rejected by the limiter", counts.limiter.limited),
     ];
-    outcomes.into_iter().chain(histograms).chain(others).collect()
+    traffic(counts).into_iter().flat_map(of_traffic).chain(others).collect()
 }
 
-fn histograms(counts: &RouteCounts) -> [(&'static str, &LatencyHistogram); 4] {
+fn traffic(counts: &RouteCounts) -> [&TrafficCounts; 2] {
+    [&counts.users, &counts.bypassed]
+}
+
+fn histograms(counts: &TrafficCounts) -> [(&'static str, &LatencyHistogram); 4] {
     [
         ("ok", &counts.ok),
         ("first byte", &counts.first_byte),

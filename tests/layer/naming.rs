@@ -76,7 +76,7 @@ async fn calls_of_a_grpc_service_have_their_methods_names() {
     let snapshot = perf.snapshot();
     let check = snapshot.route("POST", "/grpc.health.v1.Health/Check").expect("it was called");
     assert_eq!((check.outcome(Outcome::Ok), check.in_flight()), (4, 0));
-    assert_eq!(check.ok.count(), 4);
+    assert_eq!(check.users.ok.count(), 4);
 }
 
 #[tokio::test]

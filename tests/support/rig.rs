@@ -16,7 +16,7 @@ use bytes::Bytes;
 use governor::{clock::QuantaInstant, middleware::NoOpMiddleware};
 use http_body_util::BodyExt;
 use parallax_middleware::{
-    LoadMark, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
+    LoadMark, LoadView, Outcome, OutcomesView, Perf, Probe, ProbeSource, RouteView, ServerRecord,
 };
 use tower::{
     BoxError, Service, ServiceExt,
@@ -267,27 +267,54 @@ pub(crate) fn an_hour(requests: u32) -> Quota {
 
 /// A row's counts all come from the same requests.
 fn assert_consistent(row: &RouteView) {
-    let OutcomesView { ok, client_error, limited, server_error, cancelled, panicked } =
-        row.outcomes;
-    let failed = client_error + server_error + cancelled + panicked;
     let name = name(row);
     assert_eq!(row.in_flight, 0, "{name}");
-    assert_eq!(row.requests, ok + limited + failed, "{name}");
-    let streams = row.streams.as_ref();
+    let ended = |outcomes| by_outcome(&outcomes).map(|(_, n)| n);
+    assert_eq!(row.requests, ended(row.outcomes).iter().sum::<u64>(), "{name}");
+    let load = row.load.clone().unwrap_or_default();
+    assert_eq!(row.bypassed, ended(load.outcomes).iter().sum::<u64>(), "{name}");
+    let OutcomesView { ok, client_error, limited, server_error, cancelled, panicked } =
+        row.outcomes;
+    let users = LoadView {
+        outcomes: OutcomesView {
+            ok: ok - load.outcomes.ok,
+            client_error: client_error - load.outcomes.client_error,
+            limited: limited - load.outcomes.limited,
+            server_error: server_error - load.outcomes.server_error,
+            cancelled: cancelled - load.outcomes.cancelled,
+            panicked: panicked - load.outcomes.panicked,
+        },
+        latency: row.latency,
+        time_to_first_byte: row.time_to_first_byte,
+        limited_latency: row.limited_latency,
+        failed_latency: row.failed_latency,
+        streams: row.streams,
+        ..LoadView::default()
+    };
+    assert_traffic(&name, &users);
+    assert_traffic(&name, &load);
+}
+
+fn assert_traffic(name: &str, traffic: &LoadView) {
+    let OutcomesView { ok, client_error, limited, server_error, cancelled, panicked } =
+        traffic.outcomes;
+    let failed = client_error + server_error + cancelled + panicked;
+    let streams = traffic.streams.as_ref();
     let (opened, open) = streams.map_or((0, 0), |streams| (streams.opened, streams.open));
     assert_eq!(open, 0, "{name}");
     assert_eq!(streams.map_or(0, |streams| streams.duration.count), opened, "{name}");
     // Only successes are in the success latency; rejections and failures have their own, and so have
     // event streams, however they end.
-    let timed = row.latency.count + row.limited_latency.count + row.failed_latency.count;
-    assert_eq!(timed + opened, row.requests, "{name}");
+    let LoadView { latency, time_to_first_byte, limited_latency, failed_latency, .. } = traffic;
+    let timed = latency.count + limited_latency.count + failed_latency.count;
+    assert_eq!(timed + opened, ok + limited + failed, "{name}");
     // Heads that were followed by a success, and those of streams, which are not waited for.
-    assert_eq!(row.time_to_first_byte.count, row.latency.count + opened, "{name}");
+    assert_eq!(time_to_first_byte.count, latency.count + opened, "{name}");
     if opened == 0 {
-        assert_eq!(row.latency.count, ok, "{name}");
-        assert_eq!(row.limited_latency.count, limited, "{name}");
-        assert_eq!(row.failed_latency.count, failed, "{name}");
-        assert!(row.time_to_first_byte.max_us <= row.latency.max_us, "{name}");
+        assert_eq!(latency.count, ok, "{name}");
+        assert_eq!(limited_latency.count, limited, "{name}");
+        assert_eq!(failed_latency.count, failed, "{name}");
+        assert!(time_to_first_byte.max_us <= latency.max_us, "{name}");
     }
 }
 

@@ -1,10 +1,10 @@
 //! A report like those of real runs, for the tests of every rendering.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use parallax_middleware::{
-    LatencyHistogram, LimiterView, OutcomesView, PerfView, ProcessView, RouteView, RuntimeView,
-    samples_needed,
+    LatencyHistogram, LatencySummary, LimiterView, LoadView, OutcomesView, PerfView, ProcessView,
+    RouteView, RuntimeView, samples_needed,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
@@ -210,12 +210,22 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             outcomes: OutcomesView { ok: n, ..OutcomesView::default() },
             bypassed: n,
             paired: n,
-            latency: views.server.summary(),
-            time_to_first_byte: views.server.summary(),
-            limited_latency: LatencyHistogram::new().summary(),
-            failed_latency: LatencyHistogram::new().summary(),
+            latency: LatencySummary::default(),
+            time_to_first_byte: LatencySummary::default(),
+            limited_latency: LatencySummary::default(),
+            failed_latency: LatencySummary::default(),
+            phases: BTreeMap::new(),
+            overlap: None,
             streams: None,
             response_bytes: 420 * n,
+            load: Some(LoadView {
+                outcomes: OutcomesView { ok: n, ..OutcomesView::default() },
+                latency: views.server.summary(),
+                time_to_first_byte: views.server.summary(),
+                response_bytes: 420 * n,
+                ..LoadView::default()
+            }),
+            limiter: None,
         });
         all.response.merge(&views.response);
         all.service.merge(&views.service);
@@ -325,6 +335,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                 bypassed: total,
                 ..LimiterView::default()
             }),
+            elsewhere: BTreeMap::new(),
             process: ProcessView { rss_bytes: Some(92_000_000), cpu_s: Some(8.1) },
             runtime: Some(RuntimeView {
                 workers: 2,

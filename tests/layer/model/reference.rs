@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::http::StatusCode;
 use parallax_middleware::{
-    LatencyHistogram, LimiterView, Outcome, RefusedTokens, RouteCounts, Snapshot,
+    LatencyHistogram, LimiterView, Outcome, RefusedTokens, RouteCounts, Snapshot, TrafficCounts,
 };
 
 use crate::layer::model::script::{
@@ -73,9 +73,27 @@ fn assert_counts(route: &str, requests: &[Ended], counts: &RouteCounts) {
         assert_eq!(counts.outcome(outcome), wanted, "{route}: {outcome:?}");
     }
     assert_eq!(counts.paired, count(&|ended| ended.paired), "{route}: paired");
-    assert_eq!(counts.bypassed, count(&|ended| ended.bypassed), "{route}: bypassed");
+    let limiter = [
+        (counts.limiter.admitted, count(&|ended| ended.admission == Some(Outcome::Ok))),
+        (counts.limiter.limited, count(&|ended| ended.admission == Some(Outcome::Limited))),
+    ];
+    for (found, wanted) in limiter {
+        assert_eq!(found, wanted, "{route}: at the limiter");
+    }
+    let [users, load]: [Vec<Ended>; 2] = [false, true].map(|bypassed| {
+        requests.iter().filter(|ended| ended.bypassed == bypassed).cloned().collect()
+    });
+    assert_traffic(&format!("{route}, users"), &users, &counts.users);
+    assert_traffic(&format!("{route}, bypassed"), &load, &counts.bypassed);
+}
+
+fn assert_traffic(route: &str, requests: &[Ended], counts: &TrafficCounts) {
     let bytes: u64 = requests.iter().map(|ended| ended.bytes).sum();
     assert_eq!(counts.response_bytes, bytes, "{route}: response bytes");
+    for outcome in OUTCOMES {
+        let wanted = requests.iter().filter(|ended| ended.outcome == outcome).count() as u64;
+        assert_eq!(counts.outcome(outcome), wanted, "{route}: {outcome:?}");
+    }
 
     let of = |outcome: fn(Outcome) -> bool| {
         requests

@@ -1,0 +1,535 @@
+//! Where the time of a request goes: the phases that it passes through.
+//!
+//! While the service's own code runs, the request that it runs for is in the thread's [`Scope`]; whoever
+//! begins a phase there finds it. Nothing is allocated before a request is in its first phase.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    mem::ManuallyDrop,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+
+use crate::{
+    clock::Ticks,
+    counters::{Admission, AtLimiter},
+    recorder::LocalRecorder,
+    sync::{
+        self, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// The most names that phases have; those past them share the last.
+pub(crate) const PHASES: usize = 64;
+/// Stands for every name past [`PHASES`].
+const OVERFLOW: &str = "(other)";
+
+/// A phase's position among the names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct PhaseIndex(u8);
+
+impl From<u8> for PhaseIndex {
+    fn from(index: u8) -> Self {
+        Self(index)
+    }
+}
+
+impl PhaseIndex {
+    /// In a limiter, until it lets the request through or answers it.
+    pub(crate) const LIMITER: Self = Self(0);
+    /// In none of the others.
+    pub(crate) const HANDLER: Self = Self(1);
+    const OTHER: Self = Self(PHASES as u8 - 1);
+
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0) % PHASES
+    }
+}
+
+/// The names of phases, insert-only. Readers take no lock.
+pub(crate) struct PhaseNames {
+    /// Filled from the front. There are few: they are looked through.
+    names: [OnceLock<Box<str>>; PHASES],
+    adding: sync::Mutex<()>,
+}
+
+impl PhaseNames {
+    pub(crate) fn new() -> Self {
+        let names = [(); PHASES].map(|()| OnceLock::new());
+        for (phase, name) in [
+            (PhaseIndex::LIMITER, "limiter"),
+            (PhaseIndex::HANDLER, "handler"),
+            (PhaseIndex::OTHER, OVERFLOW),
+        ] {
+            let _ = names[phase.index()].set(name.into());
+        }
+        Self { names, adding: sync::Mutex::new(()) }
+    }
+
+    /// Finds a name's phase, making it when it is first named.
+    pub(crate) fn find(&self, name: &str) -> PhaseIndex {
+        match self.look(name) {
+            Ok(phase) => phase,
+            Err(_) => self.add(name),
+        }
+    }
+
+    /// The name's phase, or the first free one, if any is.
+    fn look(&self, name: &str) -> Result<PhaseIndex, Option<PhaseIndex>> {
+        for (phase, place) in (0..).map(PhaseIndex).zip(&self.names) {
+            match place.get() {
+                Some(found) if **found == *name => return Ok(phase),
+                Some(_) => {}
+                None => return Err(Some(phase)),
+            }
+        }
+        Err(None)
+    }
+
+    #[cold]
+    fn add(&self, name: &str) -> PhaseIndex {
+        let _alone = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.look(name) {
+            Ok(phase) => phase,
+            Err(Some(free)) => {
+                let _ = self.names[free.index()].set(name.into());
+                free
+            }
+            Err(None) => PhaseIndex::OTHER,
+        }
+    }
+
+    pub(crate) fn name(&self, phase: PhaseIndex) -> &str {
+        self.names[phase.index()].get().map_or(OVERFLOW, |name| name)
+    }
+
+    /// Every position there may be.
+    pub(crate) fn all() -> impl Iterator<Item = PhaseIndex> {
+        (0..PHASES as u8).map(PhaseIndex)
+    }
+}
+
+/// Which counters, for the life of the process.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct RecorderId(u64);
+
+sync::statics! {
+    static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+}
+
+impl RecorderId {
+    pub(crate) fn new() -> Self {
+        Self(NEXT_ID.fetch_add(1, Relaxed))
+    }
+}
+
+/// A request, as far as its phases need to know.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin {
+    pub(crate) owner: RecorderId,
+    pub(crate) entered: Ticks,
+    /// Timed by the clock that it shares with its client?
+    pub(crate) paired: bool,
+}
+
+/// The phases of one request. Of a fixed size for each phase that it was in, however often it was.
+#[derive(Debug)]
+pub(crate) struct PhaseLog {
+    origin: Origin,
+    spans: Mutex<Spans>,
+}
+
+/// Times are nanoseconds since the request entered.
+#[derive(Debug, Default)]
+struct Spans {
+    phases: Vec<Span>,
+    /// Phases that the request is in now, over all of them.
+    open: u32,
+    /// How long it was in any, where each beginning of such a stretch counts negative and each end positive.
+    covered: u64,
+    limiter: AtLimiter,
+    closed: bool,
+}
+
+/// The time in one phase, in all its stretches together.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    phase: PhaseIndex,
+    /// Stretches that have not ended.
+    open: u32,
+    /// Their length: beginnings count negative, ends positive.
+    ns: u64,
+}
+
+/// The phases of a request that is over, in nanoseconds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PhaseTimes {
+    /// Each phase once.
+    pub(crate) times: Vec<(PhaseIndex, u64)>,
+    /// Time in any of them.
+    pub(crate) covered: u64,
+}
+
+impl PhaseTimes {
+    /// Time that was spent in several phases at once, as often as there was more than one.
+    pub(crate) fn overlap(&self) -> u64 {
+        let sum = self.times.iter().fold(0_u64, |sum, (_, ns)| sum.saturating_add(*ns));
+        sum.saturating_sub(self.covered)
+    }
+}
+
+impl PhaseLog {
+    fn new(origin: Origin) -> Self {
+        Self { origin, spans: Mutex::default() }
+    }
+
+    fn spans(&self) -> MutexGuard<'_, Spans> {
+        self.spans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn begin(&self, phase: PhaseIndex, at: u64) {
+        let mut spans = self.spans();
+        let spans = &mut *spans;
+        if spans.closed {
+            return;
+        }
+        if spans.open == 0 {
+            spans.covered = spans.covered.wrapping_sub(at);
+        }
+        spans.open += 1;
+        let span = match spans.phases.iter_mut().find(|span| span.phase == phase) {
+            Some(span) => span,
+            None => {
+                spans.phases.push(Span { phase, open: 0, ns: 0 });
+                spans.phases.last_mut().expect("one has been pushed")
+            }
+        };
+        span.open += 1;
+        span.ns = span.ns.wrapping_sub(at);
+    }
+
+    /// Ends a stretch of a phase, if there is one that has not ended.
+    pub(crate) fn end(&self, phase: PhaseIndex, at: u64) {
+        let mut spans = self.spans();
+        let spans = &mut *spans;
+        if spans.closed {
+            return;
+        }
+        let open = spans.phases.iter_mut().find(|span| span.phase == phase && span.open > 0);
+        let Some(span) = open else { return };
+        span.open -= 1;
+        span.ns = span.ns.wrapping_add(at);
+        spans.open -= 1;
+        if spans.open == 0 {
+            spans.covered = spans.covered.wrapping_add(at);
+        }
+    }
+
+    /// What the limiter did with the request.
+    pub(crate) fn at_limiter(&self) -> AtLimiter {
+        self.spans().limiter
+    }
+
+    /// The limiter did this with the request.
+    pub(crate) fn admission(&self, admission: Admission) {
+        self.spans().limiter.admission = Some(admission);
+    }
+
+    /// A token let the request past no limiter.
+    #[cfg(feature = "token")]
+    pub(crate) fn refused(&self, refusal: crate::token::TokenRefusal) {
+        self.spans().limiter.refused = Some(refusal);
+    }
+
+    /// The request is over. Stretches that go on are cut here: who follows it may outlive it.
+    pub(crate) fn close(&self, at: u64) -> PhaseTimes {
+        let mut spans = self.spans();
+        spans.closed = true;
+        let cut = |ns: u64, open: u32| ns.wrapping_add(at.wrapping_mul(open.into()));
+        PhaseTimes {
+            times: spans.phases.iter().map(|span| (span.phase, cut(span.ns, span.open))).collect(),
+            covered: cut(spans.covered, spans.open.min(1)),
+        }
+    }
+}
+
+/// The request that a thread's code runs for.
+#[derive(Default)]
+struct Scope {
+    /// `None` outside of requests.
+    origin: Option<Origin>,
+    /// From its first phase on.
+    log: Option<Arc<PhaseLog>>,
+}
+
+sync::locals! {
+    /// Without a destructor, so that reading it is one load. What is in it belongs to an [`Entered`] further
+    /// up the stack, which takes it out.
+    static CURRENT: Cell<ManuallyDrop<Scope>> =
+        const { Cell::new(ManuallyDrop::new(Scope { origin: None, log: None })) };
+}
+
+fn replace(scope: Scope) -> Scope {
+    ManuallyDrop::into_inner(CURRENT.with(|current| current.replace(ManuallyDrop::new(scope))))
+}
+
+/// While it lives, the thread's code runs for a request.
+pub(crate) struct Entered<'r> {
+    outer: Scope,
+    log: &'r mut Option<Arc<PhaseLog>>,
+}
+
+impl<'r> Entered<'r> {
+    /// Enters a request, whose log may be begun meanwhile.
+    #[inline]
+    pub(crate) fn enter(origin: Origin, log: &'r mut Option<Arc<PhaseLog>>) -> Self {
+        Self { outer: replace(Scope { origin: Some(origin), log: log.take() }), log }
+    }
+}
+
+impl Drop for Entered<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.log = replace(std::mem::take(&mut self.outer)).log;
+    }
+}
+
+/// The log of the request that this code runs for, if it runs for any of `owner`'s.
+pub(crate) fn current(owner: Option<RecorderId>) -> Option<Arc<PhaseLog>> {
+    let mut scope = replace(Scope::default());
+    let log = match scope.origin {
+        Some(origin) if owner.is_none_or(|owner| owner == origin.owner) => {
+            Some(scope.log.get_or_insert_with(|| Arc::new(PhaseLog::new(origin))).clone())
+        }
+        _ => None,
+    };
+    replace(scope);
+    log
+}
+
+/// Runs something for the request of a log.
+pub(crate) fn within<T>(log: &Arc<PhaseLog>, run: impl FnOnce() -> T) -> T {
+    let mut log = Some(log.clone());
+    let origin = log.as_ref().expect("it is there").origin;
+    let _entered = Entered::enter(origin, &mut log);
+    run()
+}
+
+/// A stretch of time in a phase: of a request, or of work outside of any.
+#[derive(Debug)]
+pub(crate) struct Stretch {
+    phase: PhaseIndex,
+    /// Where it began.
+    at: At,
+}
+
+#[derive(Debug)]
+enum At {
+    /// Nanoseconds after the request entered.
+    Request(Arc<PhaseLog>, u64),
+    Elsewhere(Ticks),
+}
+
+impl LocalRecorder {
+    /// Begins a phase of the request that this code runs for.
+    pub(crate) fn begin_phase(&self, phase: PhaseIndex) -> Stretch {
+        let at = match current(Some(self.id())) {
+            Some(log) => {
+                let at = self.since_entry(&log);
+                log.begin(phase, at);
+                At::Request(log, at)
+            }
+            None => At::Elsewhere(self.now(false)),
+        };
+        Stretch { phase, at }
+    }
+
+    /// Ends it, and returns how long it was, in nanoseconds.
+    pub(crate) fn end_phase(&self, stretch: &Stretch) -> u64 {
+        match &stretch.at {
+            At::Request(log, begun) => {
+                let at = self.since_entry(log);
+                log.end(stretch.phase, at);
+                at.saturating_sub(*begun)
+            }
+            At::Elsewhere(begun) => {
+                let ns = self.nanos_since(*begun, false);
+                self.record_elsewhere(stretch.phase, ns);
+                ns
+            }
+        }
+    }
+
+    /// Counts a token that let the request that this code runs for past no limiter.
+    #[cfg(feature = "token")]
+    pub(crate) fn refuse(&self, refusal: crate::token::TokenRefusal) {
+        self.refused(refusal);
+        if let Some(log) = current(Some(self.id())) {
+            log.refused(refusal);
+        }
+    }
+
+    /// Nanoseconds since the request of a log entered.
+    pub(crate) fn since_entry(&self, log: &PhaseLog) -> u64 {
+        self.nanos_since(log.origin.entered, log.origin.paired)
+    }
+}
+
+/// A phase of a request, from when it is made until it is dropped. Made by [`Perf::phase`](crate::Perf::phase).
+#[derive(Debug)]
+#[must_use = "the phase ends when this is dropped"]
+pub struct Phase {
+    recorder: LocalRecorder,
+    stretch: Stretch,
+}
+
+impl Phase {
+    pub(crate) fn begin(recorder: LocalRecorder, phase: PhaseIndex) -> Self {
+        let stretch = recorder.begin_phase(phase);
+        Self { recorder, stretch }
+    }
+
+    /// The log of its request.
+    pub(crate) fn log(&self) -> Option<Arc<PhaseLog>> {
+        match &self.stretch.at {
+            At::Request(log, _) => Some(log.clone()),
+            At::Elsewhere(_) => None,
+        }
+    }
+}
+
+impl Drop for Phase {
+    fn drop(&mut self) {
+        self.recorder.end_phase(&self.stretch);
+    }
+}
+
+pin_project! {
+    /// A future whose time is a phase of its request. Made by [`Perf::observe`](crate::Perf::observe).
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Observed<F> {
+        // Dropped before the phase ends: what it takes to clean up is part of it.
+        #[pin]
+        future: F,
+        state: Observing,
+    }
+}
+
+#[derive(Debug)]
+enum Observing {
+    /// Not polled yet.
+    Idle(LocalRecorder, PhaseIndex),
+    Running(#[allow(dead_code, reason = "dropped when the future is ready")] Phase),
+    Over,
+}
+
+impl<F> Observed<F> {
+    pub(crate) fn new(recorder: LocalRecorder, phase: PhaseIndex, future: F) -> Self {
+        Self { future, state: Observing::Idle(recorder, phase) }
+    }
+}
+
+impl<F: Future> Future for Observed<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if let Observing::Idle(recorder, phase) = &*this.state {
+            *this.state = Observing::Running(Phase::begin(recorder.clone(), *phase));
+        }
+        let polled = this.future.poll(cx);
+        if polled.is_ready() {
+            *this.state = Observing::Over;
+        }
+        polled
+    }
+}
+
+pin_project! {
+    /// A future that runs for the request that it was made for, wherever it is polled. Made by
+    /// [`Perf::follow`](crate::Perf::follow).
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Followed<F> {
+        #[pin]
+        future: F,
+        log: Option<Arc<PhaseLog>>,
+    }
+}
+
+impl<F> Followed<F> {
+    pub(crate) fn new(future: F) -> Self {
+        Self { future, log: current(None) }
+    }
+}
+
+impl<F: Future> Future for Followed<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        match this.log {
+            Some(log) => within(log, || this.future.poll(cx)),
+            None => this.future.poll(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_past_the_last_share_it() {
+        let names = PhaseNames::new();
+        let all: Vec<PhaseIndex> = (0..100).map(|n| names.find(&format!("phase {n}"))).collect();
+        assert_eq!(names.name(all[0]), "phase 0");
+        assert_eq!(names.find("phase 60"), all[60]);
+        assert_eq!((names.name(all[60]), names.name(all[61])), ("phase 60", OVERFLOW));
+        assert_eq!(names.find("limiter"), PhaseIndex::LIMITER);
+    }
+
+    proptest! {
+        /// Against a plain model: a set of intervals, and for each nanosecond how many phases it is in.
+        #[test]
+        fn stretches_add_up_and_each_nanosecond_is_covered_once(
+            stretches in prop::collection::vec((0_u8..3, 0_usize..40, 0_usize..40), 0..12),
+            end in 40_u64..60,
+        ) {
+            let origin = Origin { owner: RecorderId::new(), entered: Ticks::ZERO, paired: false };
+            let log = PhaseLog::new(origin);
+            // Those that would go back have no end of their own.
+            let ends = |from: usize, to: usize| if to < from { end as usize } else { to };
+            for at in 0..40 {
+                for (phase, from, to) in &stretches {
+                    if *from == at {
+                        log.begin(PhaseIndex(*phase), at as u64);
+                    }
+                    if *to == at && from <= to {
+                        log.end(PhaseIndex(*phase), at as u64);
+                    }
+                }
+            }
+            let found = log.close(end);
+            log.end(PhaseIndex(0), end + 10);
+            let in_phase = |ns: usize, (_, from, to): &(u8, usize, usize)| (*from..ends(*from, *to)).contains(&ns);
+            let covered = (0..end as usize).filter(|ns| stretches.iter().any(|s| in_phase(*ns, s))).count();
+            prop_assert_eq!(found.covered, covered as u64);
+            for (phase, time) in &found.times {
+                let of_phase = stretches.iter().filter(|(p, ..)| *p == phase.0);
+                let sum: usize = of_phase.map(|(_, from, to)| ends(*from, *to) - from).sum();
+                prop_assert_eq!(*time, sum as u64);
+            }
+            let sum: u64 = found.times.iter().map(|(_, time)| time).sum();
+            prop_assert_eq!(found.overlap(), sum - found.covered);
+        }
+    }
+}
