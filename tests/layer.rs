@@ -18,12 +18,13 @@ mod limiter;
 // Random requests over several threads, against a plain model.
 mod model;
 // How requests end: statuses, errors, cancellation, panics.
-mod outcomes; // Panics of handlers and of bodies, caught and uncaught.
+mod outcomes;
+// Panics of handlers and of bodies, caught and uncaught.
 mod panics;
 // Where the time of a request goes, by name and at the limiter.
 mod phases;
-
-mod phases;
+// Pools and caches that have no wrapper, and queueing theory.
+mod pools;
 // What the services of these tests answer.
 mod responses;
 // Names of routes that no axum router knows: by a function, and of a gRPC service.

@@ -13,8 +13,9 @@ use crate::{
     histogram::{HistogramCells, LatencyHistogram, Precision, Writer},
     outcome::Outcome,
     phase::{PHASES, PhaseIndex, PhaseNames, PhaseTimes},
+    pool::Pools,
     route::{RouteIndex, RouteKey, RouteTable},
-    slot::{SLOTS, Slot},
+    slot::PerSlot,
     sync::{
         OnceLock,
         atomic::{
@@ -32,6 +33,7 @@ pub(crate) struct Counters {
     /// The clock of clients that pair.
     shared_clock: TokioClock,
     limiter: LimiterCells,
+    pools: Pools,
     phases: PhaseNames,
     /// Phases of work that was for no request.
     elsewhere: PhaseCells,
@@ -40,7 +42,7 @@ pub(crate) struct Counters {
 
 /// A route's counters, one shard a slot, each made when its slot first records on the route.
 pub(crate) struct RouteCells {
-    shards: Box<[OnceLock<Box<Shard>>; SLOTS]>,
+    shards: PerSlot<Shard>,
     /// By traffic: users, and those that passed by a limiter.
     phases: [OnceLock<Box<PhaseCells>>; 2],
 }
@@ -150,6 +152,7 @@ impl Counters {
             clock: Clock::new(),
             shared_clock: TokioClock::new(),
             limiter: LimiterCells::default(),
+            pools: Pools::default(),
             phases: PhaseNames::new(),
             elsewhere: PhaseCells::new(precision),
             started: Instant::now(),
@@ -210,6 +213,19 @@ impl Counters {
         self.elsewhere.read(&self.phases).times
     }
 
+    /// What is watched besides requests.
+    pub(crate) fn pools(&self) -> &Pools {
+        &self.pools
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The phase of a name.
     pub(crate) fn phase(&self, name: &str) -> PhaseIndex {
         self.phases.find(name)
@@ -220,19 +236,11 @@ impl Counters {
         self.phases.name(phase)
     }
 
-    #[cold]
-    #[inline(never)]
-    fn fill<'s>(&self, place: &'s OnceLock<Box<Shard>>) -> &'s Shard {
-        place.get_or_init(|| Box::new(Shard::new(self.precision)))
-    }
-
     /// Writes to the calling thread's shard. Allocates on the first request that it records on the route.
     #[inline]
     fn on_this_thread(&self, cells: &RouteCells, write: impl FnOnce(&Shard, Writer)) {
-        let slot = Slot::current();
-        let place = &cells.shards[slot.index()];
-        let shard = place.get().map_or_else(|| self.fill(place), Box::as_ref);
-        write(shard, slot.writer());
+        let (shard, writer) = cells.shards.here(|| Shard::new(self.precision));
+        write(shard, writer);
     }
 
     /// The time by the clock of requests that are paired, whose client compares with readings of its own, or
@@ -344,49 +352,42 @@ impl RefusedTokenCells {
 
 impl RouteCells {
     fn new() -> Self {
-        Self {
-            shards: Box::new(array::from_fn(|_| OnceLock::new())),
-            phases: array::from_fn(|_| OnceLock::new()),
-        }
-    }
-
-    fn shards(&self) -> impl Iterator<Item = &Shard> + Clone {
-        self.shards.iter().filter_map(OnceLock::get).map(Box::as_ref)
+        Self { shards: PerSlot::new(), phases: array::from_fn(|_| OnceLock::new()) }
     }
 
     /// See [`RouteCounts::progress`].
     fn progress(&self) -> [u64; 3] {
-        let traffic = || self.shards().flat_map(Shard::both);
+        let traffic = || self.shards.iter().flat_map(Shard::both);
         // Ends first: what they follow must not be missed.
         let ended = traffic()
             .map(|(_, traffic)| traffic.outcomes.iter().map(|cell| cell.load(Acquire)).sum::<u64>())
             .sum();
         let opened = traffic().map(|(_, traffic)| traffic.opened()).sum();
-        [self.shards().map(|shard| shard.entered.load(Relaxed)).sum(), opened, ended]
+        [self.shards.iter().map(|shard| shard.entered.load(Relaxed)).sum(), opened, ended]
     }
 
     fn read(&self, names: &PhaseNames) -> RouteCounts {
         let mut sum = RouteCounts::default();
         // Ends before beginnings, over all shards: a request enters before it ends, so this order can only
         // see too many in flight, never fewer than none.
-        for (kind, traffic) in self.shards().flat_map(Shard::both) {
+        for (kind, traffic) in self.shards.iter().flat_map(Shard::both) {
             for (to, from) in kind.of(&mut sum).outcomes.iter_mut().zip(&traffic.outcomes) {
                 *to += from.load(Acquire);
             }
         }
-        for (kind, traffic) in self.shards().flat_map(Shard::both) {
+        for (kind, traffic) in self.shards.iter().flat_map(Shard::both) {
             if let Some(streams) = traffic.streams.get() {
                 kind.of(&mut sum).streams.merge(streams.read());
             }
         }
-        for shard in self.shards() {
+        for shard in self.shards.iter() {
             sum.entered += shard.entered.load(Relaxed);
             sum.paired += shard.paired.load(Relaxed);
             if let Some(limiter) = shard.limiter.get() {
                 sum.limiter.merge(limiter.read());
             }
         }
-        for (kind, traffic) in self.shards().flat_map(Shard::both) {
+        for (kind, traffic) in self.shards.iter().flat_map(Shard::both) {
             traffic.read_into(kind.of(&mut sum));
         }
         for (traffic, phases) in sum.traffic_mut().into_iter().zip(&self.phases) {

@@ -74,6 +74,52 @@ pub struct PhaseCounts {
     pub overlap_ns: u64,
 }
 
+/// What was counted about one pool.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PoolCounts {
+    /// Waits that ended with a connection.
+    pub acquired: u64,
+    /// Those that nobody waited for to their end.
+    pub cancelled: u64,
+    /// Those that ended without a connection, but not for lack of time.
+    pub failed: u64,
+    /// Those that ran out of time before a connection was free.
+    pub wait_timeouts: u64,
+    /// Those that ran out of time while one was opened.
+    pub create_timeouts: u64,
+    /// Those that ran out of time while an idle one was checked.
+    pub recycle_timeouts: u64,
+    /// From asking to the end of the wait, however it ended.
+    pub wait: LatencyHistogram,
+    /// Opening connections, where the pool lets that be seen.
+    pub create: LatencyHistogram,
+    /// Checking idle connections, where the pool lets that be seen.
+    pub recycle: LatencyHistogram,
+    /// From getting a connection to giving it back.
+    pub hold: LatencyHistogram,
+    /// Those who waited when this was read.
+    pub waiting: u64,
+    /// Connections that were in use.
+    pub in_use: u64,
+    /// The most connections that there may be; 0 if nobody knows.
+    pub max: u64,
+    /// Connections that there were.
+    pub size: u64,
+    /// Those of them that were not in use.
+    pub idle: u64,
+}
+
+/// What was counted about one cache.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CacheCounts {
+    /// What was looked for was there.
+    pub hits: u64,
+    /// It was not.
+    pub misses: u64,
+}
+
 /// What a limiter did.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct LimiterCounts {
@@ -309,6 +355,94 @@ pub(crate) fn times_since(now: &Times, earlier: &Times) -> Times {
         (interval.count() > 0).then(|| (name.clone(), interval))
     };
     now.iter().filter_map(interval).collect()
+}
+
+impl PoolCounts {
+    /// Waits that ran out of time, with whatever.
+    #[must_use]
+    pub fn timeouts(&self) -> u64 {
+        let Self { wait_timeouts, create_timeouts, recycle_timeouts, .. } = self;
+        wait_timeouts.saturating_add(*create_timeouts).saturating_add(*recycle_timeouts)
+    }
+
+    /// By what it ran out of time with, in the order of [`TimeoutKind`](crate::TimeoutKind).
+    pub(crate) fn timeouts_mut(&mut self) -> [&mut u64; 3] {
+        [&mut self.wait_timeouts, &mut self.create_timeouts, &mut self.recycle_timeouts]
+    }
+
+    fn counts_mut(&mut self) -> [&mut u64; 6] {
+        [
+            &mut self.acquired,
+            &mut self.cancelled,
+            &mut self.failed,
+            &mut self.wait_timeouts,
+            &mut self.create_timeouts,
+            &mut self.recycle_timeouts,
+        ]
+    }
+
+    /// What is as it is at one moment.
+    fn gauges_mut(&mut self) -> [&mut u64; 5] {
+        [&mut self.waiting, &mut self.in_use, &mut self.max, &mut self.size, &mut self.idle]
+    }
+
+    pub(crate) fn histograms_mut(&mut self) -> [&mut LatencyHistogram; 4] {
+        [&mut self.wait, &mut self.create, &mut self.recycle, &mut self.hold]
+    }
+
+    /// Adds what another process counted.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        let mut other = other.clone();
+        for (mine, theirs) in self.counts_mut().into_iter().zip(other.counts_mut()) {
+            add(mine, *theirs);
+        }
+        for (mine, theirs) in self.gauges_mut().into_iter().zip(other.gauges_mut()) {
+            add(mine, *theirs);
+        }
+        for (mine, theirs) in self.histograms_mut().into_iter().zip(other.histograms_mut()) {
+            mine.merge(theirs);
+        }
+    }
+
+    /// What was counted after `earlier`; what there was at one moment is as it is now.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let (mut interval, mut earlier) = (self.clone(), earlier.clone());
+        for (now, then) in interval.counts_mut().into_iter().zip(earlier.counts_mut()) {
+            *now = now.saturating_sub(*then);
+        }
+        for (now, then) in interval.histograms_mut().into_iter().zip(earlier.histograms_mut()) {
+            *now = now.since(then);
+        }
+        interval
+    }
+
+    /// As if nobody waited, and nothing were there.
+    pub(crate) fn forget_gauges(&mut self) {
+        for gauge in self.gauges_mut() {
+            *gauge = 0;
+        }
+    }
+}
+
+impl CacheCounts {
+    /// Hits of all lookups, 0 to 1; `None` if there was none.
+    #[must_use]
+    pub fn hit_ratio(&self) -> Option<f64> {
+        let lookups = self.hits.saturating_add(self.misses);
+        (lookups > 0).then(|| self.hits as f64 / lookups as f64)
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        add(&mut self.hits, other.hits);
+        add(&mut self.misses, other.misses);
+    }
+
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            hits: self.hits.saturating_sub(earlier.hits),
+            misses: self.misses.saturating_sub(earlier.misses),
+        }
+    }
 }
 
 impl LimiterCounts {

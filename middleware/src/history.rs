@@ -16,11 +16,11 @@ use tokio::{
 
 use crate::{
     counters::Counters,
-    counts::{LimiterCounts, RouteCounts},
+    counts::{CacheCounts, LimiterCounts, PoolCounts, RouteCounts},
     histogram::{LatencyHistogram, SparseHistogram},
     process::RuntimeUsage,
     route::RouteKey,
-    snapshot::Snapshot,
+    snapshot::{PoolKey, Snapshot},
 };
 
 /// A stretch of time up to the present.
@@ -118,6 +118,8 @@ struct Interval {
     length: Duration,
     routes: Vec<(RouteKey, EndedCounts)>,
     limiter: LimiterCounts,
+    pools: Vec<(PoolKey, PoolCounts, [SparseHistogram; 4])>,
+    caches: BTreeMap<String, CacheCounts>,
     elsewhere: SparseTimes,
     cpu: Option<Duration>,
     busy: Option<Duration>,
@@ -261,10 +263,18 @@ impl From<Snapshot> for Interval {
                 counts.traffic_mut().map(|traffic| traffic.histograms_mut().map(sparse));
             (!empty).then_some((key, EndedCounts { counts, histograms, phases }))
         };
+        let put_pool_away = |(key, mut counts): (PoolKey, PoolCounts)| {
+            let histograms = counts.histograms_mut().map(|h| SparseHistogram::from(mem::take(h)));
+            // What there is at one moment is as it is now.
+            counts.forget_gauges();
+            (key, counts, histograms)
+        };
         Self {
             length: snapshot.window.unwrap_or_default(),
             routes: snapshot.routes.into_iter().filter_map(put_route_away).collect(),
             limiter: snapshot.limiter,
+            pools: snapshot.pools.into_iter().map(put_pool_away).collect(),
+            caches: snapshot.caches,
             elsewhere: put_away(snapshot.elsewhere),
             cpu: snapshot.process.cpu,
             busy: snapshot.runtime.and_then(|runtime| runtime.busy),
@@ -288,6 +298,16 @@ impl Interval {
         }
         later.window = Some(later.window.unwrap_or_default() + self.length);
         later.limiter.merge(self.limiter);
+        for (key, counts, histograms) in &self.pools {
+            let sum = later.pools.entry(key.clone()).or_default();
+            sum.merge(counts);
+            for (to, from) in sum.histograms_mut().into_iter().zip(histograms) {
+                to.merge_sparse(from);
+            }
+        }
+        for (name, counts) in &self.caches {
+            later.caches.entry(name.clone()).or_default().merge(*counts);
+        }
         take_out(&mut later.elsewhere, &self.elsewhere);
         let add = |to: &mut Option<Duration>, from: Option<Duration>| {
             *to = to.zip(from).map(|(to, from)| to + from).or(from);

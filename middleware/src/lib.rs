@@ -51,6 +51,7 @@ mod outcome;
 mod peer;
 mod perf;
 mod phase;
+mod pool;
 mod probe;
 mod process;
 mod recorder;
@@ -65,7 +66,8 @@ mod token;
 
 pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService, LetThrough};
 pub use counts::{
-    LimiterCounts, PhaseCounts, RefusedTokens, RouteCounts, StreamCounts, TrafficCounts,
+    CacheCounts, LimiterCounts, PhaseCounts, PoolCounts, RefusedTokens, RouteCounts, StreamCounts,
+    TrafficCounts,
 };
 pub use future::PerfFuture;
 #[cfg(feature = "token")]
@@ -81,13 +83,14 @@ pub use outcome::Outcome;
 pub use peer::{PeerRange, PeerRangeError};
 pub use perf::{Perf, PerfBuilder};
 pub use phase::{Followed, Observed, Phase};
+pub use pool::{CacheWatch, PoolHold, PoolWait, PoolWatch, TimeoutKind};
 pub use probe::{LoadMark, PhaseTime, Probe, ProbeSource, ServerRecord};
 pub use process::ProcessUsage;
 pub use route::RouteKey;
 pub use service::PerfService;
 pub use snapshot::{
-    LimiterView, LoadView, OutcomesView, OverlapView, PerfView, ProcessView, RouteView,
-    RuntimeView, Snapshot, StreamsView,
+    CacheView, LimiterView, LoadView, OutcomesView, OverlapView, PerfView, PoolView, ProcessView,
+    RouteView, RuntimeView, Snapshot, StreamsView,
 };
 #[cfg(feature = "token")]
 pub use token::{BypassToken, TokenError, TokenRefusal};

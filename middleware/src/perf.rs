@@ -11,6 +11,7 @@ use crate::{
     history::{History, Window},
     layer::PerfLayer,
     phase::{Followed, Observed, Phase},
+    pool::{CacheWatch, PoolWatch},
     recorder::{LocalRecorder, Recorder},
     route::RouteKey,
     snapshot::Snapshot,
@@ -173,6 +174,44 @@ impl Perf {
     /// ```
     pub fn follow<F: IntoFuture>(&self, future: F) -> Followed<F::IntoFuture> {
         Followed::new(future.into_future())
+    }
+
+    /// Watches a pool of connections that has no wrapper here: bb8, r2d2, a pool of one's own.
+    ///
+    /// A wait is a phase `pool_wait:<name>` of its request; the snapshot has the waits of all, and how long
+    /// connections are kept. Whoever watches a pool of the same name watches the same one.
+    ///
+    /// ```
+    /// # use std::io::Result;
+    /// # struct Pool;
+    /// # impl Pool { async fn get(&self) -> Result<()> { Ok(()) } }
+    /// # async fn search(perf: &parallax_middleware::Perf, pool: Pool) -> Result<()> {
+    /// let watch = perf.pool("ldap"); // Once, beside the pool.
+    ///
+    /// let wait = watch.wait();
+    /// let connection = pool.get().await?; // Fails: the wait counts as cancelled.
+    /// let _in_use = wait.acquired();
+    /// # Ok(connection)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn pool(&self, name: &str) -> PoolWatch {
+        PoolWatch::new(LocalRecorder::clone(&self.recorder), name, "other", None)
+    }
+
+    /// Counts what a cache had and had not.
+    ///
+    /// ```
+    /// # use std::collections::HashMap;
+    /// # fn price(perf: &parallax_middleware::Perf, prices: &HashMap<u64, u64>) -> Option<u64> {
+    /// let cache = perf.cache("prices"); // Once, beside the cache.
+    ///
+    /// cache.count(prices.get(&7)).copied()
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cache(&self, name: &str) -> CacheWatch {
+        CacheWatch::new(&self.recorder, name)
     }
 
     /// What was recorded lately: the last 10 s, minute or 5 min, and up to a tenth more. The figures say how

@@ -4,11 +4,11 @@
 //! is the only writer of that slot's shards ([`Writer::Only`]); the claim's lock orders the last write
 //! of one owner before the first of the next. Threads beyond [`EXCLUSIVE`] share the last slot.
 
-use std::cell::Cell;
+use std::{array, cell::Cell};
 
 use crate::{
     histogram::Writer,
-    sync::{self, Mutex, MutexGuard, PoisonError},
+    sync::{self, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 /// Slots with a single writer. More threads than this seldom answer requests; in a model, more than two.
@@ -93,6 +93,37 @@ impl Drop for Claim {
             *taken() &= !(1 << self.0.index());
         }
     }
+}
+
+/// Something of each thread's own, that all can read: each made when its slot first asks for it.
+pub(crate) struct PerSlot<T> {
+    places: Box<[OnceLock<Box<T>>; SLOTS]>,
+}
+
+impl<T> PerSlot<T> {
+    pub(crate) fn new() -> Self {
+        Self { places: Box::new(array::from_fn(|_| OnceLock::new())) }
+    }
+
+    /// The calling thread's, and how it may write to it.
+    #[inline]
+    pub(crate) fn here(&self, make: impl FnOnce() -> T) -> (&T, Writer) {
+        let slot = Slot::current();
+        let place = &self.places[slot.index()];
+        let value = place.get().map_or_else(|| fill(place, make), Box::as_ref);
+        (value, slot.writer())
+    }
+
+    /// Those that are there.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> + Clone {
+        self.places.iter().filter_map(OnceLock::get).map(Box::as_ref)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn fill<T>(place: &OnceLock<Box<T>>, make: impl FnOnce() -> T) -> &T {
+    place.get_or_init(|| Box::new(make()))
 }
 
 #[cfg(test)]

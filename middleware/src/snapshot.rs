@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     counters::Counters,
     counts::{
-        LimiterCounts, PhaseCounts, RefusedTokens, RouteCounts, StreamCounts, TrafficCounts,
-        merge_times, times_since,
+        CacheCounts, LimiterCounts, PhaseCounts, PoolCounts, RefusedTokens, RouteCounts,
+        StreamCounts, TrafficCounts, merge_times, times_since,
     },
     histogram::{LatencyHistogram, LatencySummary},
     outcome::Outcome,
@@ -42,6 +42,10 @@ pub struct Snapshot {
     /// did not change between them.
     pub(crate) routes: BTreeMap<RouteKey, Arc<RouteCounts>>,
     pub(crate) limiter: LimiterCounts,
+    /// By name and kind.
+    pub(crate) pools: BTreeMap<PoolKey, PoolCounts>,
+    /// By name.
+    pub(crate) caches: BTreeMap<String, CacheCounts>,
     /// Phases of work that was for no request.
     pub(crate) elsewhere: BTreeMap<String, LatencyHistogram>,
     pub(crate) process: ProcessUsage,
@@ -64,6 +68,18 @@ impl Snapshot {
             window: None,
             routes,
             limiter: counters.limiter(),
+            pools: counters
+                .pools()
+                .pools()
+                .iter()
+                .map(|cells| (PoolKey::from(cells.key()), cells.read()))
+                .collect(),
+            caches: counters
+                .pools()
+                .caches()
+                .iter()
+                .map(|cells| (cells.name().to_owned(), cells.read()))
+                .collect(),
             elsewhere: counters.elsewhere(),
             process: ProcessUsage::now(),
             runtime: RuntimeUsage::now(),
@@ -99,6 +115,8 @@ impl Snapshot {
             window: Some(self.uptime.saturating_sub(earlier.uptime)),
             routes: self.routes.iter().filter_map(interval).collect(),
             limiter: self.limiter.since(&earlier.limiter),
+            pools: difference(&self.pools, &earlier.pools, PoolCounts::since),
+            caches: difference(&self.caches, &earlier.caches, |now, then| now.since(*then)),
             elsewhere: times_since(&self.elsewhere, &earlier.elsewhere),
             process,
             runtime,
@@ -123,6 +141,12 @@ impl Snapshot {
             }
         }
         self.limiter.merge(other.limiter);
+        for (key, counts) in &other.pools {
+            self.pools.entry(key.clone()).or_default().merge(counts);
+        }
+        for (name, counts) in &other.caches {
+            self.caches.entry(name.clone()).or_default().merge(*counts);
+        }
         merge_times(&mut self.elsewhere, &other.elsewhere);
         self.uptime = self.uptime.max(other.uptime);
         self.window = self.window.zip(other.window).map(|(mine, theirs)| mine.max(theirs));
@@ -131,6 +155,26 @@ impl Snapshot {
             (Some(mine), Some(theirs)) => Some(mine.merge(theirs)),
             (mine, theirs) => mine.or(theirs),
         };
+    }
+
+    /// What was counted about each pool, with its name and its kind.
+    pub fn pools(&self) -> impl Iterator<Item = (&str, &str, &PoolCounts)> {
+        self.pools.iter().map(|(key, counts)| (&*key.name, &*key.kind, counts))
+    }
+
+    /// The counters of one pool: all of that name, of whatever kind.
+    #[must_use]
+    pub fn pool(&self, name: &str) -> Option<PoolCounts> {
+        let mut named =
+            self.pools().filter(|(found, ..)| *found == name).map(|(.., counts)| counts);
+        let mut sum = named.next()?.clone();
+        named.for_each(|counts| sum.merge(counts));
+        Some(sum)
+    }
+
+    /// What was counted about each cache, by name.
+    pub fn caches(&self) -> impl Iterator<Item = (&str, &CacheCounts)> {
+        self.caches.iter().map(|(name, counts)| (&**name, counts))
     }
 
     /// Every route with its counters, by method and template.
@@ -184,6 +228,8 @@ impl Snapshot {
             window_s: self.window.map(|window| window.as_secs_f64()),
             routes: self.routes.iter().map(|(key, counts)| row(key, counts)).collect(),
             limiter: limiter_view(limiter),
+            pools: self.pools.iter().map(|(key, counts)| PoolView::of(key, counts)).collect(),
+            caches: self.caches.iter().map(|(name, counts)| CacheView::of(name, *counts)).collect(),
             elsewhere: summaries(&self.elsewhere),
             process: ProcessView {
                 rss_bytes: self.process.rss_bytes,
@@ -199,6 +245,68 @@ impl Snapshot {
                 global_queue_depth: runtime.global_queue_depth,
                 alive_tasks: runtime.alive_tasks,
             }),
+        }
+    }
+}
+
+/// A pool's name and kind.
+#[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub(crate) struct PoolKey {
+    pub(crate) name: String,
+    pub(crate) kind: String,
+}
+
+impl From<(&str, &str)> for PoolKey {
+    fn from((name, kind): (&str, &str)) -> Self {
+        Self { name: name.to_owned(), kind: kind.to_owned() }
+    }
+}
+
+/// `now` without what was there earlier.
+fn difference<K: Ord + Clone, C: Clone>(
+    now: &BTreeMap<K, C>,
+    earlier: &BTreeMap<K, C>,
+    since: impl Fn(&C, &C) -> C,
+) -> BTreeMap<K, C> {
+    let interval = |(key, counts): (&K, &C)| {
+        let interval = earlier.get(key).map_or_else(|| counts.clone(), |then| since(counts, then));
+        (key.clone(), interval)
+    };
+    now.iter().map(interval).collect()
+}
+
+impl PoolView {
+    fn of(key: &PoolKey, counts: &PoolCounts) -> Self {
+        Self {
+            name: key.name.clone(),
+            kind: key.kind.clone(),
+            max: counts.max,
+            size: counts.size,
+            idle: counts.idle,
+            in_use: counts.in_use,
+            waiting: counts.waiting,
+            acquired: counts.acquired,
+            cancelled: counts.cancelled,
+            failed: counts.failed,
+            timeouts: counts.timeouts(),
+            wait_timeouts: counts.wait_timeouts,
+            create_timeouts: counts.create_timeouts,
+            recycle_timeouts: counts.recycle_timeouts,
+            wait: counts.wait.summary(),
+            create: counts.create.summary(),
+            recycle: counts.recycle.summary(),
+            hold: counts.hold.summary(),
+        }
+    }
+}
+
+impl CacheView {
+    fn of(name: &str, counts: CacheCounts) -> Self {
+        Self {
+            name: name.to_owned(),
+            hits: counts.hits,
+            misses: counts.misses,
+            hit_ratio: counts.hit_ratio(),
         }
     }
 }
@@ -308,6 +416,12 @@ pub struct PerfView {
     /// What a limiter with a way around it did; absent if it did nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limiter: Option<LimiterView>,
+    /// Pools of connections that are watched, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolView>,
+    /// Caches that are watched, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<CacheView>,
     /// Phases of work that was for no request, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub elsewhere: BTreeMap<String, LatencySummary>,
@@ -423,6 +537,60 @@ pub struct OutcomesView {
     pub cancelled: u64,
     /// Ended by a panic.
     pub panicked: u64,
+}
+
+/// A pool of connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its name.
+    pub name: String,
+    /// What it is: `sqlx`, `deadpool`, `other`.
+    pub kind: String,
+    /// The most connections that there may be; 0 where the pool does not tell.
+    pub max: u64,
+    /// Connections that there are.
+    pub size: u64,
+    /// Those of them that are not in use.
+    pub idle: u64,
+    /// Connections that somebody has.
+    pub in_use: u64,
+    /// Those who wait for one.
+    pub waiting: u64,
+    /// Waits that ended with a connection.
+    pub acquired: u64,
+    /// Waits that were broken off by those who waited.
+    pub cancelled: u64,
+    /// Waits that ended without a connection, but for lack of time.
+    pub failed: u64,
+    /// Waits that ended because time ran out: the sum of the next three.
+    pub timeouts: u64,
+    /// Before a connection was free.
+    pub wait_timeouts: u64,
+    /// While one was opened.
+    pub create_timeouts: u64,
+    /// While an idle one was checked.
+    pub recycle_timeouts: u64,
+    /// From asking to the end of the wait, however it ended.
+    pub wait: LatencySummary,
+    /// Opening connections, a part of waits; empty where the pool does not tell.
+    pub create: LatencySummary,
+    /// Checking idle connections, a part of waits; empty where the pool does not tell.
+    pub recycle: LatencySummary,
+    /// From getting a connection to giving it back.
+    pub hold: LatencySummary,
+}
+
+/// A cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CacheView {
+    /// Its name.
+    pub name: String,
+    /// What was looked for was there.
+    pub hits: u64,
+    /// It was not.
+    pub misses: u64,
+    /// Hits of all lookups; `None` if there was none.
+    pub hit_ratio: Option<f64>,
 }
 
 /// What a limiter with a way around it did.

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    counts::{LimiterCounts, RouteCounts},
+    counts::{CacheCounts, LimiterCounts, PoolCounts, RouteCounts},
     histogram::{LatencyHistogram, nanos},
     process::{ProcessUsage, RuntimeUsage},
     route::{MethodLabel, RouteKey},
-    snapshot::Snapshot,
+    snapshot::{PoolKey, Snapshot},
 };
 
 /// Name and version of the format.
@@ -23,6 +23,10 @@ pub(crate) struct StoredSnapshot {
     window_ns: Option<u64>,
     routes: Vec<StoredRoute>,
     limiter: LimiterCounts,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pools: Vec<StoredPool>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    caches: BTreeMap<String, CacheCounts>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     elsewhere: BTreeMap<String, LatencyHistogram>,
     rss_bytes: Option<u64>,
@@ -36,6 +40,14 @@ struct StoredRoute {
     route: String,
     #[serde(flatten)]
     counts: RouteCounts,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPool {
+    name: String,
+    kind: String,
+    #[serde(flatten)]
+    counts: PoolCounts,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,12 +65,15 @@ impl From<Snapshot> for StoredSnapshot {
             route: key.template().to_owned(),
             counts: Arc::unwrap_or_clone(counts),
         };
+        let pool = |(PoolKey { name, kind }, counts)| StoredPool { name, kind, counts };
         Self {
             schema: SCHEMA.to_owned(),
             uptime_ns: nanos(snapshot.uptime),
             window_ns: snapshot.window.map(nanos),
             routes: snapshot.routes.into_iter().map(route).collect(),
             limiter: snapshot.limiter,
+            pools: snapshot.pools.into_iter().map(pool).collect(),
+            caches: snapshot.caches,
             elsewhere: snapshot.elsewhere,
             rss_bytes: snapshot.process.rss_bytes,
             cpu_ns: snapshot.process.cpu.map(nanos),
@@ -89,11 +104,20 @@ impl TryFrom<StoredSnapshot> for Snapshot {
                 return Err(format!("{method} {route} has two rows"));
             }
         }
+        let mut pools = BTreeMap::new();
+        for StoredPool { name, kind, counts } in stored.pools {
+            let twice = format!("the pool {name:?} has two rows");
+            if pools.insert(PoolKey { name, kind }, counts).is_some() {
+                return Err(twice);
+            }
+        }
         Ok(Self {
             uptime: Duration::from_nanos(stored.uptime_ns),
             window: stored.window_ns.map(Duration::from_nanos),
             routes,
             limiter: stored.limiter,
+            pools,
+            caches: stored.caches,
             elsewhere: stored.elsewhere,
             process: ProcessUsage {
                 rss_bytes: stored.rss_bytes,

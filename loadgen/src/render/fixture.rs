@@ -335,6 +335,8 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                 bypassed: total,
                 ..LimiterView::default()
             }),
+            pools: Vec::new(),
+            caches: Vec::new(),
             elsewhere: BTreeMap::new(),
             process: ProcessView { rss_bytes: Some(92_000_000), cpu_s: Some(8.1) },
             runtime: Some(RuntimeView {
