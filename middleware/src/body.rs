@@ -27,19 +27,11 @@ pub(crate) enum Peeked {
 
 /// Asks a body that knows its length for its first frame: where that is all, as with a string or with JSON,
 /// the response is over with its head.
-pub(crate) fn peek(
-    body: &mut Body,
-    length: u64,
-    recording: &mut Recording,
-    cx: &mut Context<'_>,
-) -> Peeked {
-    let (polled, ended) = recording.guard(|| {
-        let polled = Pin::new(&mut *body).poll_frame(cx);
-        (polled, body.is_end_stream())
-    });
-    match polled {
+#[inline]
+pub(crate) fn peek(body: &mut Body, length: u64, cx: &mut Context<'_>) -> Peeked {
+    match Pin::new(&mut *body).poll_frame(cx) {
         Poll::Pending => Peeked::Pending,
-        Poll::Ready(Some(Ok(frame))) if ended => match frame.into_data() {
+        Poll::Ready(Some(Ok(frame))) if body.is_end_stream() => match frame.into_data() {
             Ok(data) if data.len() as u64 == length => Peeked::Whole(data),
             Ok(data) => Peeked::Begun(Some(Ok(Frame::data(data)))),
             Err(frame) => Peeked::Begun(Some(Ok(frame))),

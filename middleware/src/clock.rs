@@ -33,8 +33,7 @@ pub(crate) struct TokioClock {
 pub(crate) struct Ticks(u64);
 
 impl Ticks {
-    /// A reading of no clock, for tests that read none.
-    #[cfg(test)]
+    /// A reading of no clock.
     pub(crate) const ZERO: Self = Self(0);
 }
 

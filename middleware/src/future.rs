@@ -58,6 +58,7 @@ impl From<&Method> for Asked {
 }
 
 impl<F> PerfFuture<F> {
+    #[inline]
     pub(crate) fn new(inner: F, recording: Recording, asked: Asked) -> Self {
         Self { inner, recording: Some(recording), asked }
     }
@@ -82,57 +83,76 @@ where
             let response = ready!(this.inner.poll(cx))?;
             return Poll::Ready(Ok(response.map(Body::new)));
         };
-        let mut response = match ready!(recording.guard(|| this.inner.poll(cx))) {
-            Ok(response) => response.map(Body::new),
-            Err(error) => {
-                recording.end(Outcome::ServerError);
-                return Poll::Ready(Err(error));
+        let running = recording.run();
+        let Poll::Ready(answered) = this.inner.poll(cx) else {
+            running.done();
+            return Poll::Pending;
+        };
+        let mut answered = answered.map(|response| response.map(Body::new));
+        let head = answered.as_mut().ok().map(|response| Head::of(response, *this.asked, cx));
+        running.done();
+        let (Ok(response), Some(head)) = (&mut answered, head) else {
+            recording.end(Outcome::ServerError);
+            return Poll::Ready(answered);
+        };
+        recording.set_bypassed(response.extensions().get::<Bypassed>().is_some());
+        let rest = match head {
+            Head::Whole { bytes } => {
+                recording.add_bytes(bytes);
+                recording.end_at_head(response.status());
+                return Poll::Ready(answered);
+            }
+            Head::Stream => {
+                recording.stream_head();
+                Rest { begun: None, length: None }
+            }
+            Head::Open(rest) => {
+                recording.head();
+                rest
             }
         };
-        if let Some(rest) = at_head(&mut response, recording, *this.asked, cx)
-            && let Some(recording) = this.recording.take()
-        {
+        if let Some(recording) = this.recording.take() {
             let outcome = Outcome::of_status(response.status());
             let body = response.body_mut();
             *body = PerfBody::new(mem::take(body), rest, recording, outcome).into();
         }
-        Poll::Ready(Ok(response))
+        Poll::Ready(answered)
     }
 }
 
-/// Records what there is to record when the head leaves. Returns what follows, if the response is not over
-/// with it.
-#[inline]
-fn at_head(
-    response: &mut Response<Body>,
-    recording: &mut Recording,
-    asked: Asked,
-    cx: &mut Context<'_>,
-) -> Option<Rest> {
-    recording.set_bypassed(response.extensions().get::<Bypassed>().is_some());
-    // The body is the service's own code, too.
-    let exact = recording.guard(|| response.body().size_hint().exact());
-    let length = exact.or_else(|| content_length(response.headers()));
-    if length == Some(0) || recording.guard(|| is_whole(response, exact, asked)) {
-        recording.end_at_head(response.status());
-        return None;
-    }
-    let begun = match exact.map(|length| peek(response.body_mut(), length, recording, cx)) {
-        Some(Peeked::Whole(data)) => {
-            recording.add_bytes(data.len() as u64);
-            recording.end_at_head(response.status());
-            *response.body_mut() = Body::from(data);
-            return None;
+/// What leaves with the head of a response.
+enum Head {
+    /// All of it, with a body of so many bytes.
+    Whole { bytes: u64 },
+    /// Events follow, for as long as both sides wish.
+    Stream,
+    /// This is still to come.
+    Open(Rest),
+}
+
+impl Head {
+    /// Asks the response's body, which is the service's own code, too.
+    #[inline]
+    fn of(response: &mut Response<Body>, asked: Asked, cx: &mut Context<'_>) -> Self {
+        let exact = response.body().size_hint().exact();
+        let length = exact.or_else(|| content_length(response.headers()));
+        if length == Some(0) || is_whole(response, exact, asked) {
+            return Self::Whole { bytes: 0 };
         }
-        Some(Peeked::Begun(frame)) => Some(frame),
-        Some(Peeked::Pending) | None => None,
-    };
-    if length.is_none() && is_event_stream(response) {
-        recording.stream_head();
-    } else {
-        recording.head();
+        let begun = match exact.map(|length| peek(response.body_mut(), length, cx)) {
+            Some(Peeked::Whole(data)) => {
+                let bytes = data.len() as u64;
+                *response.body_mut() = Body::from(data);
+                return Self::Whole { bytes };
+            }
+            Some(Peeked::Begun(frame)) => Some(frame),
+            Some(Peeked::Pending) | None => None,
+        };
+        if length.is_none() && is_event_stream(response) {
+            return Self::Stream;
+        }
+        Self::Open(Rest { begun, length })
     }
-    Some(Rest { begun, length })
 }
 
 /// Is the response over with its head? A server sends no body in these cases, and drops what there is of

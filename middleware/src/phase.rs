@@ -259,64 +259,110 @@ impl PhaseLog {
 }
 
 /// The request that a thread's code runs for.
-#[derive(Default)]
 struct Scope {
-    /// `None` outside of requests.
-    origin: Option<Origin>,
-    /// From its first phase on.
-    log: Option<Arc<PhaseLog>>,
+    /// `None` outside of requests; then the rest means nothing.
+    owner: Cell<Option<RecorderId>>,
+    entered: Cell<Ticks>,
+    paired: Cell<bool>,
+    /// From the request's first phase on. It belongs to an [`Entered`] further up the stack, which takes it out.
+    log: Cell<ManuallyDrop<Option<Arc<PhaseLog>>>>,
 }
 
 sync::locals! {
-    /// Without a destructor, so that reading it is one load. What is in it belongs to an [`Entered`] further
-    /// up the stack, which takes it out.
-    static CURRENT: Cell<ManuallyDrop<Scope>> =
-        const { Cell::new(ManuallyDrop::new(Scope { origin: None, log: None })) };
+    /// Without a destructor, so that reading it is one load.
+    static CURRENT: Scope = const { Scope::new() };
 }
 
-fn replace(scope: Scope) -> Scope {
-    ManuallyDrop::into_inner(CURRENT.with(|current| current.replace(ManuallyDrop::new(scope))))
+impl Scope {
+    const fn new() -> Self {
+        Self {
+            owner: Cell::new(None),
+            entered: Cell::new(Ticks::ZERO),
+            paired: Cell::new(false),
+            log: Cell::new(ManuallyDrop::new(None)),
+        }
+    }
+
+    #[inline]
+    fn enter(&self, origin: Origin, log: Option<Arc<PhaseLog>>) {
+        self.owner.set(Some(origin.owner));
+        self.entered.set(origin.entered);
+        self.paired.set(origin.paired);
+        self.log.set(ManuallyDrop::new(log));
+    }
+
+    #[inline]
+    fn take_log(&self) -> Option<Arc<PhaseLog>> {
+        ManuallyDrop::into_inner(self.log.replace(ManuallyDrop::new(None)))
+    }
+
+    /// The request, with its log; nobody is in it any more.
+    #[cold]
+    fn leave(&self, owner: RecorderId) -> (Origin, Option<Arc<PhaseLog>>) {
+        let origin = Origin { owner, entered: self.entered.get(), paired: self.paired.get() };
+        (origin, self.take_log())
+    }
 }
 
 /// While it lives, the thread's code runs for a request.
 pub(crate) struct Entered<'r> {
-    outer: Scope,
     log: &'r mut Option<Arc<PhaseLog>>,
+    /// The request that this one is within.
+    outer: Option<Box<(Origin, Option<Arc<PhaseLog>>)>>,
 }
 
 impl<'r> Entered<'r> {
     /// Enters a request, whose log may be begun meanwhile.
     #[inline]
     pub(crate) fn enter(origin: Origin, log: &'r mut Option<Arc<PhaseLog>>) -> Self {
-        Self { outer: replace(Scope { origin: Some(origin), log: log.take() }), log }
+        CURRENT.with(|scope| {
+            let outer = scope.owner.get().map(|owner| Box::new(scope.leave(owner)));
+            scope.enter(origin, log.take());
+            Self { log, outer }
+        })
     }
 }
 
 impl Drop for Entered<'_> {
     #[inline]
     fn drop(&mut self) {
-        *self.log = replace(std::mem::take(&mut self.outer)).log;
+        CURRENT.with(|scope| {
+            scope.owner.set(None);
+            let log = scope.take_log();
+            if log.is_some() {
+                *self.log = log;
+            }
+            if let Some(outer) = self.outer.take() {
+                let (origin, log) = *outer;
+                scope.enter(origin, log);
+            }
+        });
     }
 }
 
 /// The log of the request that this code runs for, if it runs for any of `owner`'s.
 pub(crate) fn current(owner: Option<RecorderId>) -> Option<Arc<PhaseLog>> {
-    let mut scope = replace(Scope::default());
-    let log = match scope.origin {
-        Some(origin) if owner.is_none_or(|owner| owner == origin.owner) => {
-            Some(scope.log.get_or_insert_with(|| Arc::new(PhaseLog::new(origin))).clone())
+    CURRENT.with(|scope| {
+        let current = scope.owner.get()?;
+        if owner.is_some_and(|owner| owner != current) {
+            return None;
         }
-        _ => None,
-    };
-    replace(scope);
-    log
+        let log = scope.take_log().unwrap_or_else(|| {
+            Arc::new(PhaseLog::new(Origin {
+                owner: current,
+                entered: scope.entered.get(),
+                paired: scope.paired.get(),
+            }))
+        });
+        scope.log.set(ManuallyDrop::new(Some(log.clone())));
+        Some(log)
+    })
 }
 
 /// Runs something for the request of a log.
 pub(crate) fn within<T>(log: &Arc<PhaseLog>, run: impl FnOnce() -> T) -> T {
-    let mut log = Some(log.clone());
-    let origin = log.as_ref().expect("it is there").origin;
-    let _entered = Entered::enter(origin, &mut log);
+    let mut within = Some(log.clone());
+    let _entered = Entered::enter(log.origin, &mut within);
     run()
 }
 

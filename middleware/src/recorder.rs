@@ -245,20 +245,26 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Runs the service's own code, so that its phases are this request's. A panic in it unwinds through here,
-    /// and the request counts as panicked; a drop at any other time counts as cancelled.
+    /// The service's own code runs, so that its phases are this request's, until the returned value is
+    /// [`done`](Running::done). A panic in between counts as the request's; a drop at any other time means that
+    /// it was cancelled.
     #[inline]
-    pub(crate) fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn run(&mut self) -> Running<'_> {
         self.outcome = Outcome::Panicked;
         let origin = Origin {
             owner: self.recorder.id(),
             entered: self.entered,
             paired: self.probe.is_some(),
         };
-        let entered = Entered::enter(origin, &mut self.log);
+        Running { _entered: Entered::enter(origin, &mut self.log), outcome: &mut self.outcome }
+    }
+
+    /// Runs the service's own code: see [`run`](Self::run).
+    #[inline]
+    pub(crate) fn guard<T>(&mut self, run: impl FnOnce() -> T) -> T {
+        let running = self.run();
         let result = run();
-        drop(entered);
-        self.outcome = Outcome::Cancelled;
+        running.done();
         result
     }
 
@@ -357,6 +363,20 @@ impl Recording {
                 handler: Duration::from_nanos(ended.server_time.saturating_sub(phases.covered)),
             },
         );
+    }
+}
+
+/// The service's own code runs for a request. Made by [`Recording::run`].
+pub(crate) struct Running<'r> {
+    _entered: Entered<'r>,
+    outcome: &'r mut Outcome,
+}
+
+impl Running<'_> {
+    /// It has returned.
+    #[inline]
+    pub(crate) fn done(self) {
+        *self.outcome = Outcome::Cancelled;
     }
 }
 

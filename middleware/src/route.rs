@@ -121,6 +121,10 @@ impl From<&Method> for MethodLabel {
     }
 }
 
+/// Of a route's index, the bits that stand for its method.
+const METHOD_BITS: u32 = 4;
+const _: () = assert!(MethodLabel::ALL.len() <= 1 << METHOD_BITS);
+
 /// A route's position in its table; stable for the life of the table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub(crate) struct RouteIndex(u32);
@@ -193,7 +197,7 @@ impl<T> RouteTable<T> {
                 let method = MethodLabel::from(method);
                 let row = &entry.rows[method as usize];
                 let (_, value) = row.get().unwrap_or_else(|| self.fill(row, method, template));
-                return (RouteIndex((index * entry.rows.len() + method as usize) as u32), value);
+                return (RouteIndex((index << METHOD_BITS | method as usize) as u32), value);
             }
             index = (index + 1) & mask;
         }
@@ -237,20 +241,16 @@ impl<T> RouteTable<T> {
         };
         let make = || (RouteKey::new(MethodLabel::Any, template), (self.make)());
         let (_, value) = place.get_or_init(make);
-        (RouteIndex((self.places.len() * MethodLabel::ALL.len() + offset) as u32), value)
+        (RouteIndex(((self.places.len() << METHOD_BITS) + offset) as u32), value)
     }
 
     /// The entry at an index that [`find`](Self::find) returned.
     #[inline]
     pub(crate) fn get(&self, index: RouteIndex) -> Option<&(RouteKey, T)> {
-        const METHODS: usize = MethodLabel::ALL.len();
-        let index = index.0 as usize;
-        match self.places.get(index / METHODS) {
-            Some(template) => template.get()?.rows[index % METHODS].get(),
-            None => {
-                let fixed = [&self.unmatched, &self.overflow];
-                fixed.get(index - self.places.len() * METHODS)?.get()
-            }
+        let (place, method) = (index.0 >> METHOD_BITS, index.0 & ((1 << METHOD_BITS) - 1));
+        match self.places.get(place as usize) {
+            Some(template) => template.get()?.rows.get(method as usize)?.get(),
+            None => [&self.unmatched, &self.overflow].get(method as usize)?.get(),
         }
     }
 

@@ -52,8 +52,6 @@ where
         self.inner.poll_ready(cx)
     }
 
-    // Inlined into its caller, it moves the inner future once more, which is large.
-    #[inline(never)]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let Some(recorder) = self.recorder.take() else {
             return PerfFuture::counted(self.inner.call(request));
@@ -79,7 +77,9 @@ where
             // May allocate, for requests that no route answers.
             request.extensions_mut().insert(CountedBy(recording.recorder().clone()));
         }
-        let inner = recording.guard(|| self.inner.call(request));
+        let running = recording.run();
+        let inner = self.inner.call(request);
+        running.done();
         PerfFuture::new(inner, recording, asked)
     }
 }
