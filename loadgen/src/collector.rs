@@ -9,6 +9,7 @@ use std::{
 use parallax_middleware::{LatencyHistogram, Outcome, Perf};
 
 use crate::{
+    attribution::Parts,
     outcome::ClientOutcome,
     plan::Plan,
     report::ClientOutcomes,
@@ -39,6 +40,8 @@ pub(crate) struct Tally {
     /// Pairs whose server time exceeds their service time.
     pub(crate) negative_pairs: u64,
     pub(crate) timeline: Slots,
+    /// As planned.
+    duration: Duration,
     watches: Vec<Watch>,
     /// What the layer did not see, by step and by the watch on a route that it may belong to.
     unseen: BTreeMap<(u32, usize), Slots>,
@@ -60,6 +63,8 @@ pub(crate) struct Row {
     pub(crate) service_time: LatencyHistogram,
     pub(crate) server_time: LatencyHistogram,
     pub(crate) outside: LatencyHistogram,
+    /// Of the successes that the layer saw.
+    pub(crate) parts: Parts,
     /// Which watches look at this row, by position; decided when the row is made.
     watched: Vec<usize>,
 }
@@ -115,6 +120,7 @@ impl Tally {
             first_byte: LatencyHistogram::new(),
             seen_by_server: 0,
             negative_pairs: 0,
+            duration,
             empty: timeline.clone(),
             unseen: BTreeMap::new(),
             timeline,
@@ -132,7 +138,7 @@ impl Tally {
     }
 
     fn add(&mut self, sample: &Sample, perf: Option<&Perf>) {
-        let route = sample.server.map(|server| server.route);
+        let route = sample.server.as_ref().map(|server| server.route);
         let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
             // Of what the layer did not see, the route is known at the end only.
             let name = route.map(|_| route_name(&self.scenario, sample.step, route, perf));
@@ -155,7 +161,7 @@ impl Tally {
         if outcome == ClientOutcome::Limited || sample.answer.shed {
             self.rejected.record(sample.service_time);
         }
-        let outside = sample.server.map(|server| {
+        let outside = sample.server.as_ref().map(|server| {
             self.seen_by_server += 1;
             let outside = sample.service_time.checked_sub(server.server_time);
             // Both ends are read from one clock, so the layer's interval lies within the client's.
@@ -166,11 +172,12 @@ impl Tally {
             self.recent.record(response_time);
             row.response_time.record(response_time);
             row.service_time.record(sample.service_time);
-            if let (Some(server), Some(outside)) = (sample.server, outside)
+            if let (Some(server), Some(outside)) = (&sample.server, outside)
                 && server.outcome == Outcome::Ok
             {
                 row.server_time.record(server.server_time);
                 row.outside.record(outside);
+                row.parts.add(sample, self.duration);
                 if let Some(first_byte) = server.first_byte {
                     self.first_byte.record(first_byte);
                 }
@@ -187,8 +194,10 @@ impl Tally {
             _ if !ok => Some(None),
             Metric::ServiceTime => Some(Some(sample.service_time)),
             // Of a success that the layer did not see there is nothing to say.
-            Metric::ServerTime => sample.server.map(|server| Some(server.server_time)),
-            Metric::TimeToFirstByte => sample.server.and_then(|server| server.first_byte).map(Some),
+            Metric::ServerTime => sample.server.as_ref().map(|server| Some(server.server_time)),
+            Metric::TimeToFirstByte => {
+                sample.server.as_ref().and_then(|server| server.first_byte).map(Some)
+            }
             Metric::Outside => outside.map(Some),
             _ => Some(Some(response_time)),
         };
@@ -281,6 +290,7 @@ impl Row {
         self.service_time.merge(&other.service_time);
         self.server_time.merge(&other.server_time);
         self.outside.merge(&other.outside);
+        self.parts.merge(&other.parts);
     }
 }
 

@@ -23,6 +23,7 @@
 //! # }
 //! ```
 
+mod attribution;
 pub mod cli;
 mod collector;
 mod load_test;

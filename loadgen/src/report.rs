@@ -4,7 +4,7 @@
 //! renders to the same bytes as the run that wrote it. Durations are microseconds (`_us`), rates are
 //! requests per second, ratios are in `[0, 1]`, quantiles in `[0, 1]`.
 
-use std::{fmt, io, path::Path};
+use std::{collections::BTreeMap, fmt, io, path::Path};
 
 use parallax_middleware::{LatencySummary, PerfView};
 use serde::{Deserialize, Serialize};
@@ -137,6 +137,9 @@ pub struct Run {
     pub server: Option<PerfView>,
     /// Requests seen from both sides.
     pub pairs: Pairs,
+    /// Where the time of the paired successes went, around each quantile of their response times.
+    #[serde(default)]
+    pub attribution: Vec<Attribution>,
     /// The run's own thresholds.
     pub thresholds: Vec<ThresholdResult>,
     /// Equal slots of the measured interval, by intended start, in order.
@@ -341,6 +344,9 @@ pub struct ClientRoute {
     pub server_time: Latency,
     /// Service time less server time of the same request, successes only.
     pub outside: Latency,
+    /// Where the time of the paired successes went.
+    #[serde(default)]
+    pub attribution: Vec<Attribution>,
 }
 
 /// A distribution: the summary of the contract, and the curve that plots are drawn from.
@@ -368,6 +374,33 @@ pub struct Pairs {
     pub outside: Latency,
     /// Pairs whose server time exceeds their service time, which cannot be on one clock.
     pub negative: u64,
+}
+
+/// Where the time went of the requests whose response times are around one quantile: those of the ranks
+/// `q ± (1 - q) / 2`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attribution {
+    /// 0 to 1.
+    pub quantile: f64,
+    /// Requests in the group.
+    pub requests: u64,
+    /// Their mean response time.
+    pub response_us: f64,
+    /// The share of each part in it, 0 to 1; they sum to 1. `lag`, `outside`, the phases that the layer saw, and
+    /// `handler` for the rest.
+    pub shares: BTreeMap<String, f64>,
+    /// Lower ends of the shares' intervals, each wrong with a probability of 5 %; empty if there are too few
+    /// requests, or blocks of time with any, to say.
+    #[serde(default)]
+    pub low: BTreeMap<String, f64>,
+    /// Upper ends, likewise.
+    #[serde(default)]
+    pub high: BTreeMap<String, f64>,
+    /// How much more of each part a request has than one of the ranks 40 to 60 %.
+    #[serde(default)]
+    pub excess_us: BTreeMap<String, f64>,
+    /// The part whose share is shown to be over a half, if one is.
+    pub dominant: Option<String>,
 }
 
 /// A threshold with what was found.

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use parallax_middleware::{Outcome, ServerRecord};
+use parallax_middleware::{Outcome, PhaseTime, ServerRecord};
 
 use crate::target::Answer;
 
@@ -21,7 +21,7 @@ use crate::target::Answer;
 const SHARD_CAP: usize = 16_384;
 
 /// One finished request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sample {
     /// Index in the scenario.
     pub(crate) step: u32,
@@ -37,12 +37,15 @@ pub(crate) struct Sample {
 }
 
 /// The part of a server's record that a sample keeps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ServerView {
     pub(crate) route: u32,
     pub(crate) first_byte: Option<Duration>,
     pub(crate) server_time: Duration,
     pub(crate) outcome: Outcome,
+    pub(crate) phases: Vec<PhaseTime>,
+    /// Time in none of them.
+    pub(crate) handler: Duration,
 }
 
 impl From<&ServerRecord> for ServerView {
@@ -52,6 +55,8 @@ impl From<&ServerRecord> for ServerView {
             first_byte: record.first_byte,
             server_time: record.server_time,
             outcome: record.outcome,
+            phases: record.phases.clone(),
+            handler: record.handler,
         }
     }
 }

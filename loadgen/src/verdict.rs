@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use parallax_middleware::{LatencyHistogram, Perf, Snapshot, samples_needed};
 
 use crate::{
-    collector::{Row, Slot, Tally},
+    attribution::Part,
+    collector::{Row, Slot},
     plan::{Plan, Workload},
     render::{self, number},
     report::{
-        ClientRoute, ClientView, Conservation, Environment, Latency, MemoryModel, Pairs, Reason,
-        Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult, TimelineRow,
-        Validity, Verdict,
+        Attribution, ClientRoute, ClientView, Conservation, Environment, Latency, MemoryModel,
+        Pairs, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult,
+        TimelineRow, Validity, Verdict,
     },
     runner::{DRAIN_GRACE, Findings, unix_seconds},
     statistics::{self, Estimate, Window},
@@ -71,7 +72,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         interrupted: findings.interrupted,
         validity,
         verdict,
-        client: client_view(&findings.tally, &rows, &total, measured),
+        client: client_view(&findings, &rows, &total, plan.seed),
         server: findings.server.as_ref().map(|(_, interval)| interval.view()),
         pairs: Pairs {
             paired: findings.tally.seen_by_server,
@@ -80,6 +81,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
             outside: latency(&total.outside),
             negative: findings.tally.negative_pairs,
         },
+        attribution: attribute(&total, perf, plan.seed),
         conservation,
         thresholds,
         timeline: findings
@@ -230,12 +232,29 @@ fn p99(histogram: &LatencyHistogram) -> Option<Duration> {
     (histogram.count() >= samples_needed(0.99)).then(|| histogram.quantile(0.99)).flatten()
 }
 
+/// Where the time of the requests went that the layer saw.
+fn attribute(row: &Row, perf: Option<&Perf>, seed: u64) -> Vec<Attribution> {
+    let Some(perf) = perf else { return Vec::new() };
+    let name = |part| match part {
+        Part::Lag => "lag".to_owned(),
+        Part::Outside => "outside".to_owned(),
+        Part::Handler => "handler".to_owned(),
+        Part::Phase(phase) => match perf.phase_name(phase) {
+            name @ ("lag" | "outside") => format!("phase {name}"),
+            name => name.to_owned(),
+        },
+    };
+    row.parts.attribute(name, seed)
+}
+
 fn client_view(
-    tally: &Tally,
+    findings: &Findings,
     rows: &BTreeMap<String, Row>,
     total: &Row,
-    measured: Duration,
+    seed: u64,
 ) -> ClientView {
+    let (tally, measured) = (&findings.tally, findings.measured);
+    let perf = findings.server.as_ref().map(|(perf, _)| perf);
     let per_second =
         |n: u64| if measured.is_zero() { 0.0 } else { n as f64 / measured.as_secs_f64() };
     ClientView {
@@ -257,6 +276,7 @@ fn client_view(
                 service_time: latency(&row.service_time),
                 server_time: latency(&row.server_time),
                 outside: latency(&row.outside),
+                attribution: attribute(row, perf, seed),
             })
             .collect(),
     }

@@ -228,7 +228,11 @@ impl Counters {
 
     /// The phase of a name.
     pub(crate) fn phase(&self, name: &str) -> PhaseIndex {
-        self.phases.find(name)
+        match self.phases.find(name) {
+            // It is what is left of a request, and nothing that one can be in.
+            PhaseIndex::HANDLER => PhaseIndex::OTHER,
+            phase => phase,
+        }
     }
 
     /// The name of a phase.

@@ -44,7 +44,7 @@ impl PhaseIndex {
     pub(crate) const LIMITER: Self = Self(0);
     /// In none of the others.
     pub(crate) const HANDLER: Self = Self(1);
-    const OTHER: Self = Self(PHASES as u8 - 1);
+    pub(crate) const OTHER: Self = Self(PHASES as u8 - 1);
 
     pub(crate) fn index(self) -> usize {
         usize::from(self.0) % PHASES

@@ -174,6 +174,14 @@ pub struct PhaseTime {
     pub time: Duration,
 }
 
+impl PhaseTime {
+    /// So long in a phase.
+    #[must_use]
+    pub fn new(phase: u8, time: Duration) -> Self {
+        Self { phase, time }
+    }
+}
+
 impl From<(PhaseIndex, u64)> for PhaseTime {
     fn from((phase, ns): (PhaseIndex, u64)) -> Self {
         Self { phase: phase.index() as u8, time: Duration::from_nanos(ns) }

@@ -3,19 +3,23 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use parallax_middleware::{
-    LatencyHistogram, LatencySummary, LimiterView, LoadView, OutcomesView, PerfView, ProcessView,
-    RouteView, RuntimeView, samples_needed,
+    CacheView, LatencyHistogram, LatencySummary, LimiterView, LoadView, Outcome, OutcomesView,
+    PerfView, PhaseTime, PoolView, ProcessView, RouteView, RuntimeView, samples_needed,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use crate::{
+    attribution::{Part, Parts},
     memory,
+    outcome::ClientOutcome,
     report::{
         ClientOutcomes, ClientRoute, ClientView, Conservation, Environment, Latency, Model, Pairs,
         PlanSummary, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult,
         TimelineRow, Unit, Validity, Verdict,
     },
+    sink::{Sample, ServerView},
     statistics::{self, Estimate, Window},
+    target::Answer,
     threshold::{Op, Threshold},
 };
 
@@ -180,15 +184,19 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
     let mut all = Views::default();
     let mut lag = LatencyHistogram::new();
     let mut windows = vec![Window::default(); 40];
+    let mut all_parts = Parts::default();
     let mut routes = Vec::new();
     let mut server_routes = Vec::new();
     for (route, n, typical_us) in ROUTES {
         let mut views = Views::default();
+        let mut parts = Parts::default();
         for i in 0..n {
             let tail: f64 = rng.random::<f64>();
             // A body around the typical time, and one in fifty that had to wait.
             let wait = if tail < 0.02 { 40.0 * rng.random::<f64>() } else { 0.0 };
-            let server = typical_us * (0.7 + 0.8 * rng.random::<f64>().powi(3) + wait);
+            let handler = typical_us * (0.7 + 0.8 * rng.random::<f64>().powi(3));
+            let waited = typical_us * wait;
+            let server = handler + waited;
             let outside = 3.0 + 9.0 * rng.random::<f64>().powi(4);
             let late = if closed { 0.4 } else { 14.0 + 60.0 * rng.random::<f64>().powi(8) };
             let queue = if closed { 900.0 } else { 0.0 };
@@ -200,6 +208,27 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             views.response.record(micros(service + late));
             windows[(i * 40 / n) as usize].ok.record(micros(service + late));
             lag.record(micros(late));
+            parts.add(
+                &Sample {
+                    step: 0,
+                    intended: Duration::from_secs_f64(MEASURED_S).mul_f64(i as f64 / n as f64),
+                    lag: micros(late),
+                    service_time: micros(service),
+                    answer: Answer { outcome: ClientOutcome::Ok, bytes: 420, shed: false },
+                    server: Some(ServerView {
+                        route: 0,
+                        first_byte: None,
+                        server_time: micros(server),
+                        outcome: Outcome::Ok,
+                        phases: vec![
+                            PhaseTime::new(2, micros(waited)),
+                            PhaseTime::new(3, micros(0.4 * handler)),
+                        ],
+                        handler: micros(0.6 * handler),
+                    }),
+                },
+                Duration::from_secs_f64(MEASURED_S),
+            );
         }
         let (method, template) = route.split_once(' ').expect("a method and a template");
         server_routes.push(RouteView {
@@ -231,6 +260,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
         all.service.merge(&views.service);
         all.server.merge(&views.server);
         all.outside.merge(&views.outside);
+        all_parts.merge(&parts);
         routes.push(ClientRoute {
             route: route.to_owned(),
             rate: n as f64 / MEASURED_S,
@@ -239,6 +269,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             service_time: latency(&views.service),
             server_time: latency(&views.server),
             outside: latency(&views.outside),
+            attribution: parts.attribute(part_name, 7),
         });
     }
     let outcomes = ClientOutcomes { ok: total, ..ClientOutcomes::default() };
@@ -335,8 +366,24 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                 bypassed: total,
                 ..LimiterView::default()
             }),
-            pools: Vec::new(),
-            caches: Vec::new(),
+            pools: vec![PoolView {
+                name: "db".to_owned(),
+                kind: "sqlx".to_owned(),
+                max: 50,
+                size: 50,
+                in_use: 50,
+                waiting: 180,
+                acquired: 48_000,
+                wait: latency(&all.outside).summary,
+                hold: latency(&all.server).summary,
+                ..PoolView::default()
+            }],
+            caches: vec![CacheView {
+                name: "cache".to_owned(),
+                hits: 40_000,
+                misses: 10_000,
+                hit_ratio: Some(0.8),
+            }],
             elsewhere: BTreeMap::new(),
             process: ProcessView { rss_bytes: Some(92_000_000), cpu_s: Some(8.1) },
             runtime: Some(RuntimeView {
@@ -353,6 +400,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             outside: latency(&all.outside),
             negative: 0,
         },
+        attribution: all_parts.attribute(part_name, 7),
         thresholds,
         timeline,
         resources: (0_u32..6)
@@ -364,4 +412,15 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             })
             .collect(),
     }
+}
+
+fn part_name(part: Part) -> String {
+    let name = match part {
+        Part::Lag => "lag",
+        Part::Outside => "outside",
+        Part::Phase(2) => "pool_wait:db",
+        Part::Phase(_) => "query:db",
+        Part::Handler => "handler",
+    };
+    name.to_owned()
 }

@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use parallax_middleware::samples_needed;
 
 use super::{
-    mix_in_words, number, plan_in_words,
+    backends, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
     plot::{self, Limit, Series},
     route_views, unsupported, why,
 };
@@ -126,6 +126,10 @@ fn run_section(report: &Report, run: &Run) -> Markup {
         @if !run.thresholds.is_empty() { (requirements(&run.thresholds)) }
         h3 { "Both views, by route" }
         (views(run))
+        @if !run.attribution.is_empty() {
+            h3 { "Where the time goes" }
+            (attribution(run))
+        }
         h3 { "Where every request went" }
         (conservation(&run.conservation))
         @if let Some(facts) = process(run) {
@@ -274,6 +278,67 @@ fn latency_row(label: &str, latency: &Latency, first: bool) -> Markup {
     }
 }
 
+/// A bar for each quantile, as long as the time around it against the longest, made of the parts' shares.
+fn attribution(run: &Run) -> Markup {
+    let groups = &run.attribution;
+    let parts = parts(groups);
+    let longest = groups.iter().map(|group| group.response_us).fold(0.0, f64::max);
+    let percent = |ratio: f64| format!("{:.2}%", ratio * 100.0);
+    let class = |position: usize| format!("part-{}", position.min(7));
+    html! {
+        p { (dominance("All routes", groups)) "." }
+        @for route in &run.client.routes {
+            @if let Some(tail) = dominated_tail(&route.attribution) {
+                p { (dominance(&route.route, tail)) "." }
+            }
+        }
+        div.shares role="img" aria-label="Shares of the response time around each quantile; the table has the figures" {
+            @for group in groups {
+                span { (number::percentile(group.quantile)) }
+                div {
+                    div style={ "width:" (percent(group.response_us / longest.max(1e-9))) } {
+                        @for (position, part) in parts.iter().enumerate() {
+                            @let share = group.shares.get(*part).copied().unwrap_or(0.0);
+                            i class=(class(position)) style={ "width:" (percent(share)) }
+                                title={ (part) ": " (number::share(share)) } {}
+                        }
+                    }
+                }
+                span { (number::duration(group.response_us)) }
+            }
+        }
+        div.scroll {
+            table {
+                thead {
+                    tr {
+                        th.text { "part of the response time" }
+                        @for group in groups { th { (number::percentile(group.quantile)) } }
+                    }
+                }
+                tbody {
+                    @for (position, part) in parts.iter().enumerate() {
+                        tr {
+                            td.text { i.key class=(class(position)) {} " " (part) }
+                            @for group in groups {
+                                td {
+                                    (number::share(group.shares.get(*part).copied().unwrap_or(0.0)))
+                                    @if let (Some(low), Some(high)) = (group.low.get(*part), group.high.get(*part)) {
+                                        div.soft { (number::share(*low)) " to " (number::share(*high)) }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        p.note {
+            "Of the requests around each quantile of the response time. Handler: the time in the layer that is "
+            "in no phase. Below a share, its interval: each end is wrong with a probability of 5 %."
+        }
+    }
+}
+
 fn conservation(counts: &Conservation) -> Markup {
     let n = number::count;
     html! {
@@ -325,6 +390,10 @@ fn process(run: &Run) -> Option<Markup> {
                     "admitted " (number::count(limiter.admitted)) ", refused "
                     (number::count(limiter.limited)) ", passed by " (number::count(limiter.bypassed))
                 }
+            }
+            @for text in backends(server) {
+                @let (name, figures) = text.split_once(": ").unwrap_or(("", &text));
+                dt { (name) } dd { (figures) }
             }
             dt { "pairs" }
             dd {

@@ -16,7 +16,13 @@ pub use html::html;
 pub use json::json;
 pub use text::{Style, text};
 
-use crate::report::{ClientRoute, Latency, Model, PlanSummary, Report, ThresholdResult, Verdict};
+use std::collections::BTreeMap;
+
+use parallax_middleware::{PerfView, RefusedTokens};
+
+use crate::report::{
+    Attribution, ClientRoute, Latency, Model, PlanSummary, Report, ThresholdResult, Verdict,
+};
 
 /// Every requirement of a report, those of the whole first; what the whole repeats of a run counts once.
 fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
@@ -143,6 +149,96 @@ fn mix_in_words(plan: &PlanSummary) -> String {
         plan.mix.iter().map(|(name, weight)| format!("{name} \u{d7} {weight}")).collect();
     let mix = if mix.is_empty() { "no requests named".to_owned() } else { mix.join(", ") };
     if plan.bypasses_limiter { format!("{mix}; the load passes by the limiter") } else { mix }
+}
+
+/// The parts of attributed times, those with the largest share in the furthest tail first. Those that are
+/// nowhere as much as a thousandth are left out.
+fn parts(groups: &[Attribution]) -> Vec<&str> {
+    let mut parts: Vec<(&str, f64)> = groups
+        .last()
+        .into_iter()
+        .flat_map(|tail| tail.shares.iter().map(|(part, share)| (part.as_str(), *share)))
+        .filter(|(part, _)| {
+            groups.iter().any(|group| group.shares.get(*part).is_some_and(|share| *share >= 0.001))
+        })
+        .collect();
+    parts.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    parts.into_iter().map(|(part, _)| part).collect()
+}
+
+/// The furthest tail in which something dominates.
+fn dominated_tail(groups: &[Attribution]) -> Option<&[Attribution]> {
+    let last = groups.iter().rposition(|group| group.dominant.is_some())?;
+    groups.get(last..=last)
+}
+
+/// What dominates the response times of a route, in a sentence.
+fn dominance(route: &str, groups: &[Attribution]) -> String {
+    let shown: Vec<String> = groups
+        .iter()
+        .filter_map(|group| {
+            let part = group.dominant.as_deref()?;
+            let share = |of: &BTreeMap<String, f64>| of.get(part).copied().map(number::share);
+            Some(format!(
+                "{part} is {} of the time at {} ({} to {})",
+                share(&group.shares)?,
+                number::percentile(group.quantile),
+                share(&group.low)?,
+                share(&group.high)?,
+            ))
+        })
+        .collect();
+    if !shown.is_empty() {
+        return format!("{route}: {}", shown.join("; "));
+    }
+    if groups.iter().all(|group| group.low.is_empty()) {
+        return format!("{route}: too short a run, or too few requests, to say what dominates");
+    }
+    format!("{route}: nothing is shown to take more than half of the time")
+}
+
+/// What was seen of pools, caches and refused tokens, a sentence each.
+fn backends(server: &PerfView) -> Vec<String> {
+    let time = |us: Option<f64>| us.map_or_else(|| number::NONE.to_owned(), number::duration);
+    let pools = server.pools.iter().map(|pool| {
+        let mut text = format!("pool {} ({})", pool.name, pool.kind);
+        if pool.max > 0 {
+            text += &format!(", at most {}", number::count(pool.max));
+        }
+        text += &format!(
+            ": {} acquired, wait p50 {}, p99 {}; held p50 {}, p99 {}",
+            number::count(pool.acquired),
+            time(pool.wait.p50_us),
+            time(pool.wait.p99_us),
+            time(pool.hold.p50_us),
+            time(pool.hold.p99_us),
+        );
+        for (n, what) in
+            [(pool.timeouts, "timed out"), (pool.failed, "failed"), (pool.cancelled, "given up")]
+        {
+            if n > 0 {
+                text += &format!("; {} {what}", number::count(n));
+            }
+        }
+        text
+    });
+    let caches = server.caches.iter().filter_map(|cache| {
+        Some(format!(
+            "cache {}: {} of {} lookups hit",
+            cache.name,
+            number::percent(cache.hit_ratio?),
+            number::count(cache.hits + cache.misses)
+        ))
+    });
+    let refused = server.limiter.map(|limiter| limiter.refused_tokens).filter(|t| t.total() > 0);
+    let refused = refused.map(|tokens| {
+        let RefusedTokens { malformed, forged, expired, out_of_scope } = tokens;
+        format!(
+            "tokens refused: {malformed} malformed, {forged} forged, {expired} expired, \
+             {out_of_scope} out of scope"
+        )
+    });
+    pools.chain(caches).chain(refused).collect()
 }
 
 /// The percentiles that too few samples support, by name and quantile; none if nothing was recorded at

@@ -51,6 +51,16 @@ pub(crate) fn percent(ratio: f64) -> String {
     format!("{sign}{text} %")
 }
 
+/// A share of something, to the tenth of a percent.
+pub(crate) fn share(ratio: f64) -> String {
+    format!("{:.1} %", ratio * 100.0)
+}
+
+/// A quantile as it is called: 0.999 is p99.9.
+pub(crate) fn percentile(quantile: f64) -> String {
+    format!("p{}", (quantile * 1e5).round() / 1e3)
+}
+
 /// Room under a limit; past ten times the limit as a multiple of it.
 pub(crate) fn margin(ratio: f64) -> String {
     if ratio.abs() < 10.0 {

@@ -5,10 +5,13 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
-use super::{mix_in_words, number, plan_in_words, route_views, unsupported, why};
+use super::{
+    backends, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words, route_views,
+    unsupported, why,
+};
 use crate::report::{
-    ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run, ThresholdResult, TimelineRow,
-    Unit, Verdict,
+    Attribution, ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run, ThresholdResult,
+    TimelineRow, Unit, Verdict,
 };
 
 /// How a text is dressed.
@@ -156,6 +159,7 @@ impl Page {
                 self.latency(name, latency);
             }
         }
+        self.attribution(run);
         self.over_time(&run.timeline);
         self.conservation(&run.conservation);
         self.process(run);
@@ -215,6 +219,37 @@ impl Page {
         .map(|us| us.map_or_else(|| cell("n/a"), |us| cell(&number::duration(us))))
         .collect();
         self.line(&format!("{label}{figures}"));
+    }
+
+    /// The share of each part of the response times around each quantile, and what is shown to dominate.
+    fn attribution(&mut self, run: &Run) {
+        if run.attribution.is_empty() {
+            return;
+        }
+        self.out.push('\n');
+        let room = WIDTH - CELL * run.attribution.len().max(4);
+        let label = |text: &str| format!("{:<room$}", fitted(text, room - 1));
+        let cells = |of: &dyn Fn(&Attribution) -> String| -> String {
+            run.attribution.iter().map(|group| cell(&of(group))).collect()
+        };
+        let head = cells(&|group| number::percentile(group.quantile));
+        let title = self.paint(BOLD, &label("  where the time goes"));
+        let head = self.paint(DIM, &head);
+        self.line(&format!("{title}{head}"));
+        let times = cells(&|group| number::duration(group.response_us));
+        self.line(&format!("{}{times}", label("    response time, around it")));
+        for part in parts(&run.attribution) {
+            let shares = cells(&|group| {
+                group.shares.get(part).map_or_else(String::new, |share| number::share(*share))
+            });
+            self.line(&format!("{}{shares}", label(&format!("    {part}"))));
+        }
+        self.wrapped(4, PLAIN, &dominance("all routes", &run.attribution));
+        for route in &run.client.routes {
+            if let Some(tail) = dominated_tail(&route.attribution) {
+                self.wrapped(4, PLAIN, &dominance(&route.route, tail));
+            }
+        }
     }
 
     fn over_time(&mut self, timeline: &[TimelineRow]) {
@@ -297,6 +332,9 @@ impl Page {
         if !facts.is_empty() {
             self.painted(BOLD, "  the process");
             self.wrapped(4, PLAIN, &facts.join("; "));
+        }
+        for text in backends(server) {
+            self.wrapped(4, PLAIN, &text);
         }
     }
 
@@ -545,6 +583,10 @@ mod tests {
             "sent 50,000 = ok 50,000 + in flight 0",
             "unexplained 0",
             "p99.9 n/a (needs 3,000 samples)",
+            "where the time goes",
+            "pool_wait:db is 95.3 % of the time at p99.9",
+            "pool db (sqlx), at most 50: 48,000 acquired",
+            "cache cache: 80 % of 50,000 lookups hit",
         ] {
             assert!(page.contains(expected), "{expected} is missing in:\n{page}");
         }
