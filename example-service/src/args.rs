@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
+use parallax_middleware::TokenKeys;
 
 use crate::config::{ApiKey, Config, ConfigError, DEFAULT_DATABASE_URL};
 
@@ -36,6 +37,10 @@ pub struct ConfigArgs {
     /// File with one API key a line; or set EXAMPLE_API_KEYS to keys separated by commas
     #[arg(long, env = "EXAMPLE_API_KEY_FILE", value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
+    /// File with keys of the bypass tokens that let load by the limiter; or set PARALLAX_BYPASS_KEY
+    /// [default: no token is taken]
+    #[arg(long, env = "EXAMPLE_BYPASS_KEY_FILE", value_name = "FILE")]
+    pub bypass_key_file: Option<PathBuf>,
     /// Connections that read [default: 16 on SQLite, 20 on PostgreSQL]
     #[arg(long, env = "EXAMPLE_DATABASE_CONNECTIONS", value_name = "COUNT")]
     pub database_connections: Option<u32>,
@@ -58,6 +63,8 @@ pub struct ConfigArgs {
     pub model_refresh_interval: u64,
 }
 
+/// The keys of bypass tokens in the environment, as `parallax token` finds them too.
+const BYPASS_KEYS_VARIABLE: &str = "PARALLAX_BYPASS_KEY";
 /// Keys in the environment, separated by commas.
 const KEYS_VARIABLE: &str = "EXAMPLE_API_KEYS";
 
@@ -92,10 +99,39 @@ impl ConfigArgs {
             })?;
             keys.extend(keys_in(&text, '\n')?);
         }
+        if let Some(keys) = self.bypass_keys()? {
+            builder = builder.bypass_keys(keys);
+        }
         if keys.is_empty() && missing_key == MissingKey::Invent {
             keys.push(ApiKey::random());
         }
         keys.into_iter().fold(builder, crate::ConfigBuilder::api_key).build()
+    }
+}
+
+impl ConfigArgs {
+    fn bypass_keys(&self) -> Result<Option<TokenKeys>, ConfigError> {
+        let refused = |place: String, reason: String| ConfigError::BypassKeys { place, reason };
+        let (place, text) = match &self.bypass_key_file {
+            Some(path) => {
+                let place = path.display().to_string();
+                match std::fs::read_to_string(path) {
+                    Ok(text) => (place, text),
+                    Err(error) => return Err(refused(place, error.to_string())),
+                }
+            }
+            None => match std::env::var(BYPASS_KEYS_VARIABLE) {
+                Ok(text) => (BYPASS_KEYS_VARIABLE.to_owned(), text),
+                Err(std::env::VarError::NotPresent) => return Ok(None),
+                Err(std::env::VarError::NotUnicode(_)) => {
+                    return Err(refused(
+                        BYPASS_KEYS_VARIABLE.to_owned(),
+                        "they are no text".to_owned(),
+                    ));
+                }
+            },
+        };
+        TokenKeys::parse(&text).map(Some).map_err(|error| refused(place, error.to_string()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, time::Duration};
 
+use parallax_middleware::TokenKeys;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -18,6 +19,8 @@ pub struct Config {
     pub(crate) database_url: SecretUrl,
     pub(crate) redis_url: Option<SecretUrl>,
     pub(crate) api_keys: Vec<ApiKey>,
+    /// Keys of the tokens that let load by the limiter; without any, no token does.
+    pub(crate) bypass_keys: Option<TokenKeys>,
     addr: SocketAddr,
     /// Connections that read, 1 or more; on PostgreSQL the writer takes one of them.
     pub(crate) database_connections: u32,
@@ -70,6 +73,10 @@ impl Config {
             ("cache", cache),
             ("cache time to live", format!("{:?}", self.cache_ttl)),
             ("API keys", self.api_keys.len().to_string()),
+            (
+                "bypass tokens",
+                if self.bypass_keys.is_some() { "taken" } else { "refused" }.to_owned(),
+            ),
             ("rate limit", format!("{} requests per 60 s and key", self.rate_limit)),
             ("model refresh interval", format!("{:?}", self.model_refresh_interval)),
         ]
@@ -84,6 +91,7 @@ pub struct ConfigBuilder {
     database_url: SecretUrl,
     redis_url: Option<SecretUrl>,
     api_keys: Vec<ApiKey>,
+    bypass_keys: Option<TokenKeys>,
     addr: SocketAddr,
     database_connections: Option<u32>,
     redis_connections: usize,
@@ -99,6 +107,7 @@ impl Default for ConfigBuilder {
             database_url: SecretUrl(DEFAULT_DATABASE_URL.to_owned()),
             redis_url: None,
             api_keys: Vec::new(),
+            bypass_keys: None,
             addr: SocketAddr::from(([127, 0, 0, 1], 3000)),
             database_connections: None,
             redis_connections: 32,
@@ -129,6 +138,13 @@ impl ConfigBuilder {
     #[must_use]
     pub fn api_key(mut self, key: ApiKey) -> Self {
         self.api_keys.push(key);
+        self
+    }
+
+    /// Lets requests by the limiter that carry a token signed with one of these keys; none if none is given.
+    #[must_use]
+    pub fn bypass_keys(mut self, keys: TokenKeys) -> Self {
+        self.bypass_keys = Some(keys);
         self
     }
 
@@ -228,6 +244,7 @@ impl ConfigBuilder {
             database_url: self.database_url,
             redis_url: self.redis_url,
             api_keys: self.api_keys,
+            bypass_keys: self.bypass_keys,
             addr: self.addr,
             database_connections,
             redis_connections: self.redis_connections,
@@ -290,6 +307,14 @@ pub enum ConfigError {
         value: String,
         /// What would be right.
         range: &'static str,
+    },
+    /// The keys of bypass tokens.
+    #[error("the keys of bypass tokens in {place} are not usable: {reason}")]
+    BypassKeys {
+        /// Where they are from.
+        place: String,
+        /// What is wrong with them.
+        reason: String,
     },
     /// The file with the keys.
     #[error("cannot read the API keys in {path}: {reason}")]

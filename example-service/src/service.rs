@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use parallax_middleware::{BypassPolicy, Perf};
+use parallax_middleware::{BypassPolicy, Perf, TokenKeys};
 use tokio::{sync::Notify, task::JoinHandle};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -75,7 +75,8 @@ impl Service {
         let perf = Perf::new();
         let cache = ReadThrough::new(cache, config.cache_ttl);
         let state = AppState { store: store.clone(), writer, cache, model };
-        let router = router(Arc::new(state), &perf, Keys::new(&config.api_keys), limiter);
+        let keys = Keys::new(&config.api_keys);
+        let router = router(Arc::new(state), &perf, keys, limiter, config.bypass_keys);
         let Some(api_key) = config.api_keys.into_iter().next() else {
             return Err(StartError::NoApiKey);
         };
@@ -128,7 +129,17 @@ type Limiter = tower_governor::GovernorLayer<
 
 /// From the outside in: the layer that records, panics caught, the key, the limiter and the way around
 /// it, the routes. So 401, 429 and panics are all in the figures.
-fn router(state: Arc<AppState>, perf: &Perf, keys: Keys, limiter: Limiter) -> Router {
+fn router(
+    state: Arc<AppState>,
+    perf: &Perf,
+    keys: Keys,
+    limiter: Limiter,
+    bypass_keys: Option<TokenKeys>,
+) -> Router {
+    let policy = match bypass_keys {
+        Some(keys) => BypassPolicy::in_process().tokens(keys),
+        None => BypassPolicy::in_process(),
+    };
     let with_key = from_fn_with_state(keys, auth::require_key);
     let api = Router::new()
         .route("/entities", post(routes::post_entities))
@@ -141,7 +152,7 @@ fn router(state: Arc<AppState>, perf: &Perf, keys: Keys, limiter: Limiter) -> Ro
         .fallback(routes::not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(perf.bypass(BypassPolicy::in_process()).around(limiter))
+        .layer(perf.bypass(policy).around(limiter))
         .layer(with_key.clone());
     // For load balancers: they have no key.
     let open = Router::new()

@@ -1,5 +1,6 @@
 use axum::{body::Body, http::Request};
 use http_body_util::BodyExt;
+use parallax_middleware::BypassToken;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -186,6 +187,31 @@ async fn past_the_limit_a_key_waits_and_a_load_test_passes_by() {
     let limiter = service.perf().snapshot().view().limiter.expect("requests met the limiter");
     assert_eq!((limiter.admitted, limiter.limited, limiter.bypassed), (2, 1, 5));
     service.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_token_lets_load_by_the_limiter_and_stays_out_of_its_users_figures() {
+    let keys = TokenKeys::new("k1", b"a secret of thirty-two bytes, or more").expect("a good key");
+    let token = BypassToken::lasting(Duration::from_secs(60), "a-run").path("/trending");
+    let token = token.mint(&keys).expect("it can be minted");
+    let with_tokens = service(|config| config.rate_limit(1).bypass_keys(keys)).await;
+    let without = service(|config| config.rate_limit(1)).await;
+    for ((service, _folder), passes) in [(with_tokens, true), (without, false)] {
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            let request = Request::get("/trending")
+                .header("x-api-key", "the-key-of-tests")
+                .header("x-parallax-bypass", &token)
+                .body(Body::empty())
+                .expect("a request");
+            statuses.push(send(&service, request).await.status);
+        }
+        assert_eq!(statuses, if passes { [200, 200, 200] } else { [200, 429, 429] });
+        let rows = service.perf().snapshot().view().routes;
+        let row = rows.iter().find(|row| row.route == "/trending").expect("it was asked for");
+        assert_eq!((row.bypassed, row.latency.count), if passes { (3, 0) } else { (0, 1) });
+        service.shutdown().await;
+    }
 }
 
 #[tokio::test]
