@@ -208,7 +208,8 @@ fn main() {
         return;
     }
     let names: Vec<&String> = arguments.iter().filter(|name| !name.starts_with("--")).collect();
-    let asked = |case: &Case| names.is_empty() || names.iter().any(|name| case.name().contains(*name));
+    let asked =
+        |case: &Case| names.is_empty() || names.iter().any(|name| case.name().contains(*name));
 
     let mut table = String::from(
         "| a connection that is idle, taken and given back | bare, ns | watched, ns | more, ns | more \

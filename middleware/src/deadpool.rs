@@ -158,7 +158,9 @@ impl<M: Manager, W: From<Object<M>>> ObservedDeadpool<M, W> {
                 match error {
                     PoolError::Timeout(TimeoutType::Wait) => wait.timed_out(TimeoutKind::Wait),
                     PoolError::Timeout(TimeoutType::Create) => wait.timed_out(TimeoutKind::Create),
-                    PoolError::Timeout(TimeoutType::Recycle) => wait.timed_out(TimeoutKind::Recycle),
+                    PoolError::Timeout(TimeoutType::Recycle) => {
+                        wait.timed_out(TimeoutKind::Recycle)
+                    }
                     _ => wait.failed(),
                 }
                 Err(error)

@@ -71,13 +71,13 @@ mod sync;
 #[cfg(feature = "token")]
 mod token;
 
+#[cfg(feature = "deadpool")]
+pub use self::deadpool::{ObservedDeadpool, ObservedManager, ObservedObject};
 pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService, LetThrough};
 pub use counts::{
     CacheCounts, LimiterCounts, PhaseCounts, PoolCounts, RefusedTokens, RouteCounts, StreamCounts,
     TrafficCounts,
 };
-#[cfg(feature = "deadpool")]
-pub use self::deadpool::{ObservedDeadpool, ObservedManager, ObservedObject};
 pub use future::PerfFuture;
 #[cfg(feature = "token")]
 pub use gate::TokenCheck;

@@ -288,6 +288,8 @@ impl<W> DerefMut for ObservedConnection<W> {
 
 impl<W> fmt::Debug for ObservedConnection<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ObservedConnection").field("connection", &self.connection).finish_non_exhaustive()
+        f.debug_struct("ObservedConnection")
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
     }
 }

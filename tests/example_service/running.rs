@@ -143,6 +143,23 @@ async fn answers_are_kept_in_redis_and_its_end_costs_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_either_cache_had_is_counted_and_its_time_is_told_by_route() {
+    for (storage, pools) in [(Storage::sqlite(), 0), (Storage::postgres_and_redis(), 1)] {
+        let api = storage.start().await;
+        api.store("/entities", &json!([{"id": 1, "title": "Green tea"}])).await;
+        for _ in 0..3 {
+            api.read("/entities/1").await;
+        }
+        let view = api.service.perf().snapshot().view();
+        let cache = view.caches.iter().find(|cache| cache.name == "cache").expect("it is watched");
+        assert_eq!((cache.hits, cache.misses), (2, 1));
+        assert_eq!(view.pools.iter().filter(|pool| pool.name == "cache").count(), pools);
+        let route = view.routes.iter().find(|row| row.route == "/entities/{id}").expect("asked");
+        assert_eq!(route.phases["cache:cache"].count, 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_services_on_one_storage_see_what_the_other_wrote() {
     let storage = Storage::postgres_and_redis();
     let one = storage.start().await;
