@@ -16,13 +16,14 @@ use std::{
     fmt::Write as _,
     hint::black_box,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use axum::{Router, body::Body, routing::get};
 use deadpool::managed::{Manager, Metrics, Pool, RecycleResult};
 use http::Request;
 use parallax_middleware::{LoadMark, ObservedDeadpool, Perf, ProbeSource};
+use tokio::time::Instant;
 use tower::Service;
 
 use crate::support::{median, write_tables};

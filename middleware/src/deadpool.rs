@@ -156,16 +156,20 @@ impl<M: Manager, W: From<Object<M>>> ObservedDeadpool<M, W> {
             }
             Err(error) => {
                 match error {
-                    PoolError::Timeout(TimeoutType::Wait) => wait.timed_out(TimeoutKind::Wait),
-                    PoolError::Timeout(TimeoutType::Create) => wait.timed_out(TimeoutKind::Create),
-                    PoolError::Timeout(TimeoutType::Recycle) => {
-                        wait.timed_out(TimeoutKind::Recycle)
-                    }
+                    PoolError::Timeout(with) => wait.timed_out(kind_of(with)),
                     _ => wait.failed(),
                 }
                 Err(error)
             }
         }
+    }
+}
+
+fn kind_of(timeout: TimeoutType) -> TimeoutKind {
+    match timeout {
+        TimeoutType::Wait => TimeoutKind::Wait,
+        TimeoutType::Create => TimeoutKind::Create,
+        TimeoutType::Recycle => TimeoutKind::Recycle,
     }
 }
 

@@ -31,6 +31,10 @@ pub(crate) struct PoolCells {
     /// `pool_wait:<name>`.
     wait: PhaseIndex,
     /// What it takes to open and to check connections is counted by whoever does it.
+    #[cfg_attr(
+        not(feature = "deadpool"),
+        expect(dead_code, reason = "no other pool needs to know")
+    )]
     parts_apart: AtomicBool,
     shards: PerSlot<PoolShard>,
     /// Those who know how large it is, as long as they are there: a snapshot keeps no pool open.
