@@ -4,8 +4,8 @@ use std::{future::Future, time::Duration};
 
 use axum::{Router, routing::get};
 use deadpool_redis::{
-    Config, Connection, Manager, Runtime,
-    redis::{AsyncCommands, Cmd, Value, cmd, pipe},
+    Connection, Manager, Pool,
+    redis::{AsyncCommands, AsyncConnectionConfig, Cmd, Value, cmd, pipe},
 };
 use parallax_middleware::{ObservedConnection, ObservedRedis, Perf, PoolView};
 use tokio::{task::spawn, time::timeout};
@@ -15,14 +15,15 @@ use crate::support::{redis::Redis, rig::Rig};
 /// So long at least a command takes that waits for what never comes.
 const A_WHILE: Duration = Duration::from_millis(50);
 
+/// Whatever else the machine does, an answer is waited for.
+fn manager(url: &str) -> Manager {
+    let patient =
+        AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    Manager::new_with_config(url, patient).expect("a valid address")
+}
+
 fn observed(perf: &Perf, url: &str) -> ObservedRedis {
-    let pool = Config::from_url(url)
-        .builder()
-        .expect("a valid address")
-        .max_size(2)
-        .runtime(Runtime::Tokio1)
-        .build()
-        .expect("it has a runtime");
+    let pool = Pool::builder(manager(url)).max_size(2).build().expect("it has no timeouts");
     perf.observe_redis("prices", pool)
 }
 
@@ -250,7 +251,7 @@ async fn a_command_is_its_requests_where_it_is_raced_and_where_it_follows() {
 #[tokio::test]
 async fn a_pool_whose_manager_is_watched_takes_commands_as_well() {
     let (redis, perf) = (Redis::start(), Perf::new());
-    let manager = perf.observe_manager("prices", Manager::new(redis.url()).expect("valid"));
+    let manager = perf.observe_manager("prices", manager(&redis.url()));
     let pool: deadpool::managed::Pool<_> =
         deadpool::managed::Pool::builder(manager).max_size(1).build().expect("no timeouts");
     let pool = perf.observe_redis("prices", pool);
