@@ -1,9 +1,10 @@
-//! What watching a pool of deadpool costs: `cargo bench -p parallax-middleware --features deadpool --bench deadpool`.
+//! What watching a pool of deadpool costs:
+//! `cargo bench -p parallax-middleware --features deadpool --bench deadpool`.
 //!
-//! The same pool, bare and watched, in turn, round after round: one connection is taken and given back at once, so
-//! that it is always idle and its manager has nothing to do. What counts is the median over the rounds of the
-//! difference within a round. With `valgrind` installed, instructions are counted besides. The table goes into
-//! `docs/performance.md`, between its markers.
+//! The same pool, bare and watched, in turn, round after round: one connection is taken and given back at once,
+//! so that it is always idle and its manager has nothing to do. What counts is the median over the rounds of
+//! the difference within a round. With `valgrind` installed, instructions are counted besides. The table goes
+//! into `docs/performance.md`, between its markers.
 //!
 //! `-- NAME...` runs only the cases whose names contain one of these, and prints.
 #![allow(missing_docs, reason = "a benchmark has no API")]

@@ -65,7 +65,8 @@ impl Perf {
     }
 
     /// Counts apart what the pool of a name takes to create and to recycle connections, each time: for those
-    /// who build their pool from a manager and then have it [observed](Self::observe_deadpool) by the same name.
+    /// who build their pool from a manager, and have it [observed](Self::observe_deadpool) by the same
+    /// name.
     ///
     /// ```
     /// # use std::{convert::Infallible, error::Error};
@@ -94,8 +95,8 @@ impl Perf {
 
 /// A pool of `deadpool` that is watched. Made by [`Perf::observe_deadpool`].
 ///
-/// It has [`get`](Self::get) and [`timeout_get`](Self::timeout_get); for all else it derefs to the pool. Who asks
-/// the pool itself is not counted. Clones share the pool.
+/// It has [`get`](Self::get) and [`timeout_get`](Self::timeout_get); for all else it derefs to the pool. Who
+/// asks the pool itself is not counted. Clones share the pool.
 ///
 /// How the time of a wait is told apart:
 /// - The wait is from the first poll until there is a connection or an error.

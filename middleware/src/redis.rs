@@ -136,8 +136,8 @@ impl Lookup {
 
 /// A pool of `deadpool-redis` that is watched, and so are its commands. Made by [`Perf::observe_redis`].
 ///
-/// It has [`get`](Self::get) and [`timeout_get`](Self::timeout_get); for all else it derefs to the pool. Who asks
-/// the pool itself is not counted. Clones share the pool.
+/// It has [`get`](Self::get) and [`timeout_get`](Self::timeout_get); for all else it derefs to the pool. Who
+/// asks the pool itself is not counted. Clones share the pool.
 pub struct ObservedRedis<M = deadpool_redis::Manager, W = deadpool_redis::Connection>
 where
     M: Manager,
