@@ -260,6 +260,16 @@ impl Counters {
         if paired { self.shared_clock.nanos_since(start) } else { self.clock.nanos_since(start) }
     }
 
+    /// Nanoseconds between two readings of [`now`](Self::now).
+    #[inline]
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks, paired: bool) -> u64 {
+        if paired {
+            self.shared_clock.nanos_between(start, end)
+        } else {
+            self.clock.nanos_between(start, end)
+        }
+    }
+
     /// The instant of a reading for a request that is paired.
     pub(crate) fn instant(&self, ticks: Ticks) -> Instant {
         self.shared_clock.instant(ticks)
