@@ -28,6 +28,7 @@
 //! ```
 //!
 //! Features, none of which is on by default:
+//! - `sqlx`: pools of sqlx 0.9 that say how long is waited for connections and queries (`Perf::observe_sqlx`).
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
@@ -59,6 +60,8 @@ mod route;
 mod service;
 mod slot;
 mod snapshot;
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 mod stored;
 mod sync;
 #[cfg(feature = "token")]

@@ -4,6 +4,8 @@ use std::{future::IntoFuture, sync::Arc};
 
 use axum::Router;
 
+#[cfg(feature = "sqlx")]
+use crate::sqlx::ObservedPool;
 use crate::{
     bypass::{Bypass, BypassPolicy},
     endpoint,
@@ -197,6 +199,30 @@ impl Perf {
     #[must_use]
     pub fn pool(&self, name: &str) -> PoolWatch {
         PoolWatch::new(LocalRecorder::clone(&self.recorder), name, "other", None)
+    }
+
+    /// Wraps a pool of sqlx: whoever acquires a connection from the wrapper is in the phase `pool_wait:<name>`
+    /// until it is there, and a query through it is the phase `query:<name>`. The snapshot has the waits of all,
+    /// how long connections are kept, and how many there are. [The module](crate::sqlx) says what is measured.
+    ///
+    /// A pool is wrapped once, and the wrapper cloned: what watches two under one name adds up their sizes.
+    ///
+    /// ```
+    /// # async fn connect(perf: &parallax_middleware::Perf, url: &str) -> sqlx::Result<()> {
+    /// let pool = sqlx::SqlitePool::connect(url).await?;
+    /// let pool = perf.observe_sqlx("db", pool);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "sqlx")]
+    #[must_use]
+    pub fn observe_sqlx<DB: sqlx::Database>(
+        &self,
+        name: &str,
+        pool: sqlx::Pool<DB>,
+    ) -> ObservedPool<DB> {
+        let recorder = LocalRecorder::clone(&self.recorder);
+        ObservedPool::new(pool, |source| PoolWatch::new(recorder, name, "sqlx", Some(source)))
     }
 
     /// Counts what a cache had and had not.

@@ -429,6 +429,15 @@ enum Observing {
     Over,
 }
 
+impl Observing {
+    /// Begins the phase, with the first poll.
+    fn begin(&mut self) {
+        if let Self::Idle(recorder, phase) = self {
+            *self = Self::Running(Phase::begin(recorder.clone(), *phase));
+        }
+    }
+}
+
 impl<F> Observed<F> {
     pub(crate) fn new(recorder: LocalRecorder, phase: PhaseIndex, future: F) -> Self {
         Self { future, state: Observing::Idle(recorder, phase) }
@@ -440,11 +449,25 @@ impl<F: Future> Future for Observed<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if let Observing::Idle(recorder, phase) = &*this.state {
-            *this.state = Observing::Running(Phase::begin(recorder.clone(), *phase));
-        }
+        this.state.begin();
         let polled = this.future.poll(cx);
         if polled.is_ready() {
+            *this.state = Observing::Over;
+        }
+        polled
+    }
+}
+
+/// Until it is at its end or dropped.
+#[cfg(feature = "sqlx")]
+impl<S: futures_core::Stream> futures_core::Stream for Observed<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let this = self.project();
+        this.state.begin();
+        let polled = this.future.poll_next(cx);
+        if matches!(polled, Poll::Ready(None)) {
             *this.state = Observing::Over;
         }
         polled

@@ -177,10 +177,17 @@ impl Pools {
 /// Clones watch the same pool.
 #[derive(Clone)]
 pub struct PoolWatch {
+    watched: Arc<Watched>,
+}
+
+/// What all clones of a watch share: connections that are in use hold it too.
+struct Watched {
     recorder: LocalRecorder,
     cells: Arc<PoolCells>,
     /// Keeps what the cells know of the size.
-    _source: Option<Arc<dyn PoolSource>>,
+    source: Option<Arc<dyn PoolSource>>,
+    /// `query:<name>`, once there is one.
+    query: OnceLock<PhaseIndex>,
 }
 
 impl PoolWatch {
@@ -210,32 +217,48 @@ impl PoolWatch {
         if let Some(source) = &source {
             cells.sources().push(Arc::downgrade(source));
         }
-        Self { recorder, cells, _source: source }
+        let watched = Watched { recorder, cells, source, query: OnceLock::new() };
+        Self { watched: Arc::new(watched) }
     }
 
     /// Somebody asks for a connection, and waits from now on: a phase `pool_wait:<name>` of the request.
     ///
     /// Dropped before it is said how that ended, the wait counts as cancelled.
     pub fn wait(&self) -> PoolWait<'_> {
-        let (shard, writer) = self.cells.in_slot();
+        let Watched { recorder, cells, .. } = &*self.watched;
+        let (shard, writer) = cells.in_slot();
         writer.add(&shard.asked, 1);
-        PoolWait { pool: self, stretch: self.recorder.begin_phase(self.cells.wait), over: false }
+        PoolWait { pool: self, stretch: recorder.begin_phase(cells.wait), over: false }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
     pub fn created(&self, took: Duration) {
-        self.cells.record(|shard| &shard.create, took);
+        self.watched.cells.record(|shard| &shard.create, took);
     }
 
     /// An idle connection was checked, which took so long. Part of a wait, counted apart.
     pub fn recycled(&self, took: Duration) {
-        self.cells.record(|shard| &shard.recycle, took);
+        self.watched.cells.record(|shard| &shard.recycle, took);
+    }
+
+    /// Who records a query of this pool's, and as which phase.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn query(&self) -> (LocalRecorder, PhaseIndex) {
+        let Watched { recorder, cells, query, .. } = &*self.watched;
+        let phase = *query.get_or_init(|| recorder.phase(&format!("query:{}", cells.name)));
+        (recorder.clone(), phase)
+    }
+
+    /// How large the pool is now, if anybody knows.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn size(&self) -> PoolSize {
+        self.watched.source.as_ref().map(|source| source.size()).unwrap_or_default()
     }
 }
 
 impl fmt::Debug for PoolWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolWatch").field("name", &self.cells.name).finish_non_exhaustive()
+        f.debug_struct("PoolWatch").field("name", &self.watched.cells.name).finish_non_exhaustive()
     }
 }
 
@@ -251,8 +274,7 @@ impl PoolWait<'_> {
     /// The connection is there. It counts as in use until the returned value is dropped.
     pub fn acquired(mut self) -> PoolHold {
         self.end(|shard| &shard.acquired);
-        let cells = self.pool.cells.clone();
-        PoolHold { since: cells.clock.now(), cells }
+        PoolHold { since: Some(self.pool.watched.cells.clock.now()), pool: self.pool.clone() }
     }
 
     /// The pool gave up: it ran out of time.
@@ -273,9 +295,10 @@ impl PoolWait<'_> {
         if mem::replace(&mut self.over, true) {
             return;
         }
-        let ns = self.pool.recorder.end_phase(&self.stretch);
-        let (shard, writer) = self.pool.cells.in_slot();
-        let wait = shard.wait.get_or_init(|| HistogramCells::new(self.pool.cells.precision));
+        let Watched { recorder, cells, .. } = &*self.pool.watched;
+        let ns = recorder.end_phase(&self.stretch);
+        let (shard, writer) = cells.in_slot();
+        let wait = shard.wait.get_or_init(|| HistogramCells::new(cells.precision));
         wait.record(writer, ns);
         // Last: who sees the end sees the wait.
         writer.publish(as_what(shard));
@@ -297,22 +320,46 @@ impl fmt::Debug for PoolWait<'_> {
 /// A connection that is in use, until this is dropped. Made by [`PoolWait::acquired`].
 #[must_use = "the connection counts as given back when this is dropped"]
 pub struct PoolHold {
-    cells: Arc<PoolCells>,
-    since: Ticks,
+    pool: PoolWatch,
+    /// `None` if somebody else holds the connection, or nobody knows for how long.
+    since: Option<Ticks>,
+}
+
+#[cfg(feature = "sqlx")]
+impl PoolHold {
+    /// Of a connection that somebody else holds.
+    pub(crate) fn by_another(&self) -> Self {
+        Self { pool: self.pool.clone(), since: None }
+    }
+
+    /// The connection goes where it cannot be seen: it counts as given back, and for how long it was in use
+    /// is not known.
+    pub(crate) fn lose(mut self) {
+        if self.since.take().is_some() {
+            let (shard, writer) = self.pool.watched.cells.in_slot();
+            writer.publish(&shard.released);
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &PoolWatch {
+        &self.pool
+    }
 }
 
 impl Drop for PoolHold {
     fn drop(&mut self) {
-        let ns = self.cells.clock.nanos_since(self.since);
-        let (shard, writer) = self.cells.in_slot();
-        shard.hold.get_or_init(|| HistogramCells::new(self.cells.precision)).record(writer, ns);
+        let Some(since) = self.since else { return };
+        let cells = &self.pool.watched.cells;
+        let ns = cells.clock.nanos_since(since);
+        let (shard, writer) = cells.in_slot();
+        shard.hold.get_or_init(|| HistogramCells::new(cells.precision)).record(writer, ns);
         writer.publish(&shard.released);
     }
 }
 
 impl fmt::Debug for PoolHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolHold").field("pool", &self.cells.name).finish_non_exhaustive()
+        f.debug_struct("PoolHold").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
 
