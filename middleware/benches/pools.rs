@@ -180,7 +180,10 @@ impl Bench {
     }
 
     async fn round(&mut self) -> Taken {
-        let taken = match &mut self.app {
+        while !self.pool.is_idle() {
+            yield_now().await;
+        }
+        match &mut self.app {
             Some(app) => {
                 let Ok(_) = app.call(Request::new(Body::empty())).await;
                 Taken {
@@ -189,11 +192,7 @@ impl Bench {
                 }
             }
             None => measured(&*self.pool),
-        };
-        while !self.pool.is_idle() {
-            yield_now().await;
         }
-        taken
     }
 }
 
@@ -230,8 +229,7 @@ async fn run(rounds: usize) -> String {
     let perf = Perf::new();
     for (n, pair) in pairs(&perf).await.iter().enumerate() {
         for place in Place::ALL {
-            let mut both =
-                [&pair.bare, &pair.watched].map(|pool| Bench::new(&perf, pool, place));
+            let mut both = [&pair.bare, &pair.watched].map(|pool| Bench::new(&perf, pool, place));
             let mut taken = [const { Vec::new() }; 2];
             for round in 0..rounds {
                 for step in 0..2 {
@@ -244,13 +242,11 @@ async fn run(rounds: usize) -> String {
                 let [bare, watched] = &taken;
                 median(bare.iter().zip(watched).map(|(b, w)| value(w) - value(b)).collect())
             };
-            let instructions = match (
-                instructions_of(n, false, place),
-                instructions_of(n, true, place),
-            ) {
-                (Some(bare), Some(watched)) => format!("{:+.0}", watched - bare),
-                _ => "–".to_owned(),
-            };
+            let instructions =
+                match (instructions_of(n, false, place), instructions_of(n, true, place)) {
+                    (Some(bare), Some(watched)) => format!("{:+.0}", watched - bare),
+                    _ => "–".to_owned(),
+                };
             let _ = writeln!(
                 table,
                 "| {} | {} | {:.0} | {:+.0} | {:+.0} | {instructions} |",

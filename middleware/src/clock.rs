@@ -66,9 +66,15 @@ impl Clock {
     /// Nanoseconds since `start`, zero if that is still to come.
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
+        self.nanos_between(start, self.now())
+    }
+
+    /// Nanoseconds from one reading to another, zero if that one was first.
+    #[inline]
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks) -> u64 {
         match self {
-            Self::Counter(clock) => clock.delta_as_nanos(start.0, clock.raw()),
-            Self::Tokio(clock) => clock.nanos_since(start),
+            Self::Counter(clock) => clock.delta_as_nanos(start.0, end.0),
+            Self::Tokio(_) => TokioClock::nanos_between(start, end),
         }
     }
 }
@@ -87,7 +93,13 @@ impl TokioClock {
     /// Nanoseconds since `start`, zero if that is still to come.
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
-        self.now().0.saturating_sub(start.0)
+        Self::nanos_between(start, self.now())
+    }
+
+    /// Nanoseconds from one reading to another, zero if that one was first.
+    #[inline]
+    pub(crate) fn nanos_between(start: Ticks, end: Ticks) -> u64 {
+        end.0.saturating_sub(start.0)
     }
 
     /// The instant of a reading.

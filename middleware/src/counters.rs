@@ -218,10 +218,6 @@ impl Counters {
         &self.pools
     }
 
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
-    }
-
     pub(crate) fn precision(&self) -> Precision {
         self.precision
     }
@@ -254,6 +250,16 @@ impl Counters {
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks, paired: bool) -> u64 {
         if paired { self.shared_clock.nanos_since(start) } else { self.clock.nanos_since(start) }
+    }
+
+    /// Nanoseconds from one reading of [`now`](Self::now) to another.
+    #[inline]
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks, paired: bool) -> u64 {
+        if paired {
+            TokioClock::nanos_between(start, end)
+        } else {
+            self.clock.nanos_between(start, end)
+        }
     }
 
     /// The instant of a reading for a request that is paired.

@@ -152,6 +152,8 @@ struct Spans {
     open: u32,
     /// How long it was in any, where each beginning of such a stretch counts negative and each end positive.
     covered: u64,
+    /// Up to when that is known: a stretch that is told of late may have begun before.
+    covered_until: u64,
     limiter: AtLimiter,
     closed: bool,
 }
@@ -183,6 +185,42 @@ impl PhaseTimes {
     }
 }
 
+impl Spans {
+    fn begin(&mut self, phase: PhaseIndex, at: u64) {
+        if self.closed {
+            return;
+        }
+        if self.open == 0 {
+            self.covered = self.covered.wrapping_sub(at.max(self.covered_until));
+        }
+        self.open += 1;
+        let span = match self.phases.iter_mut().find(|span| span.phase == phase) {
+            Some(span) => span,
+            None => {
+                self.phases.push(Span { phase, open: 0, ns: 0 });
+                self.phases.last_mut().expect("one has been pushed")
+            }
+        };
+        span.open += 1;
+        span.ns = span.ns.wrapping_sub(at);
+    }
+
+    fn end(&mut self, phase: PhaseIndex, at: u64) {
+        if self.closed {
+            return;
+        }
+        let open = self.phases.iter_mut().find(|span| span.phase == phase && span.open > 0);
+        let Some(span) = open else { return };
+        span.open -= 1;
+        span.ns = span.ns.wrapping_add(at);
+        self.open -= 1;
+        if self.open == 0 {
+            self.covered_until = at.max(self.covered_until);
+            self.covered = self.covered.wrapping_add(self.covered_until);
+        }
+    }
+}
+
 impl PhaseLog {
     fn new(origin: Origin) -> Self {
         Self { origin, spans: Mutex::default() }
@@ -193,41 +231,19 @@ impl PhaseLog {
     }
 
     pub(crate) fn begin(&self, phase: PhaseIndex, at: u64) {
-        let mut spans = self.spans();
-        let spans = &mut *spans;
-        if spans.closed {
-            return;
-        }
-        if spans.open == 0 {
-            spans.covered = spans.covered.wrapping_sub(at);
-        }
-        spans.open += 1;
-        let span = match spans.phases.iter_mut().find(|span| span.phase == phase) {
-            Some(span) => span,
-            None => {
-                spans.phases.push(Span { phase, open: 0, ns: 0 });
-                spans.phases.last_mut().expect("one has been pushed")
-            }
-        };
-        span.open += 1;
-        span.ns = span.ns.wrapping_sub(at);
+        self.spans().begin(phase, at);
     }
 
     /// Ends a stretch of a phase, if there is one that has not ended.
     pub(crate) fn end(&self, phase: PhaseIndex, at: u64) {
+        self.spans().end(phase, at);
+    }
+
+    /// A stretch that is over when it is told of.
+    fn add(&self, phase: PhaseIndex, from: u64, to: u64) {
         let mut spans = self.spans();
-        let spans = &mut *spans;
-        if spans.closed {
-            return;
-        }
-        let open = spans.phases.iter_mut().find(|span| span.phase == phase && span.open > 0);
-        let Some(span) = open else { return };
-        span.open -= 1;
-        span.ns = span.ns.wrapping_add(at);
-        spans.open -= 1;
-        if spans.open == 0 {
-            spans.covered = spans.covered.wrapping_add(at);
-        }
+        spans.begin(phase, from);
+        spans.end(phase, to);
     }
 
     /// What the limiter did with the request.
@@ -301,15 +317,21 @@ impl Drop for Entered<'_> {
 
 /// The log of the request that this code runs for, if it runs for any of `owner`'s.
 pub(crate) fn current(owner: Option<RecorderId>) -> Option<Arc<PhaseLog>> {
+    with_current(owner, Arc::clone)
+}
+
+/// Does something with that log, outside of any request meanwhile.
+#[inline]
+fn with_current<T>(owner: Option<RecorderId>, run: impl FnOnce(&Arc<PhaseLog>) -> T) -> Option<T> {
     let mut scope = replace(Scope::default());
-    let log = match scope.origin {
+    let done = match scope.origin {
         Some(origin) if owner.is_none_or(|owner| owner == origin.owner) => {
-            Some(scope.log.get_or_insert_with(|| Arc::new(PhaseLog::new(origin))).clone())
+            Some(run(scope.log.get_or_insert_with(|| Arc::new(PhaseLog::new(origin)))))
         }
         _ => None,
     };
     replace(scope);
-    log
+    done
 }
 
 /// Runs something for the request of a log.
@@ -320,49 +342,93 @@ pub(crate) fn within<T>(log: &Arc<PhaseLog>, run: impl FnOnce() -> T) -> T {
     run()
 }
 
+/// A reading of the clock that a request is timed by, if this code runs for one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    at: Ticks,
+    paired: bool,
+}
+
 /// A stretch of time in a phase: of a request, or of work outside of any.
 #[derive(Debug)]
 pub(crate) struct Stretch {
     phase: PhaseIndex,
-    /// Where it began.
-    at: At,
-}
-
-#[derive(Debug)]
-enum At {
-    /// Nanoseconds after the request entered.
-    Request(Arc<PhaseLog>, u64),
-    Elsewhere(Ticks),
+    begun: Reading,
+    /// The request's.
+    log: Option<Arc<PhaseLog>>,
 }
 
 impl LocalRecorder {
-    /// Begins a phase of the request that this code runs for.
-    pub(crate) fn begin_phase(&self, phase: PhaseIndex) -> Stretch {
-        let at = match current(Some(self.id())) {
-            Some(log) => {
-                let at = self.since_entry(&log);
-                log.begin(phase, at);
-                At::Request(log, at)
-            }
-            None => At::Elsewhere(self.now(false)),
-        };
-        Stretch { phase, at }
+    /// The time, by the clock of the request that this code runs for.
+    #[inline]
+    pub(crate) fn read(&self) -> Reading {
+        let scope = replace(Scope::default());
+        let paired = scope.origin.is_some_and(|origin| origin.owner == self.id() && origin.paired);
+        replace(scope);
+        Reading { at: self.now(paired), paired }
     }
 
-    /// Ends it, and returns how long it was, in nanoseconds.
-    pub(crate) fn end_phase(&self, stretch: &Stretch) -> u64 {
-        match &stretch.at {
-            At::Request(log, begun) => {
-                let at = self.since_entry(log);
-                log.end(stretch.phase, at);
-                at.saturating_sub(*begun)
-            }
-            At::Elsewhere(begun) => {
-                let ns = self.nanos_since(*begun, false);
-                self.record_elsewhere(stretch.phase, ns);
-                ns
-            }
+    /// The time, by the same clock as another reading.
+    #[inline]
+    fn read_like(&self, Reading { paired, .. }: Reading) -> Reading {
+        Reading { at: self.now(paired), paired }
+    }
+
+    /// Nanoseconds since a reading.
+    #[inline]
+    pub(crate) fn elapsed(&self, since: Reading) -> u64 {
+        self.nanos_since(since.at, since.paired)
+    }
+
+    /// Nanoseconds between two readings of one clock.
+    #[inline]
+    fn between(&self, from: Reading, to: Reading) -> u64 {
+        self.nanos_between(from.at, to.at, from.paired)
+    }
+
+    /// Nanoseconds from a request's entry to a reading of its clock.
+    #[inline]
+    fn since_entry(&self, log: &PhaseLog, reading: Reading) -> u64 {
+        self.nanos_between(log.origin.entered, reading.at, reading.paired)
+    }
+
+    /// Begins a phase of the request that this code runs for.
+    pub(crate) fn begin_phase(&self, phase: PhaseIndex) -> Stretch {
+        self.begin_phase_at(phase, self.read())
+    }
+
+    /// Begins a phase that the request has been in since a reading.
+    pub(crate) fn begin_phase_at(&self, phase: PhaseIndex, begun: Reading) -> Stretch {
+        let log = current(Some(self.id()));
+        if let Some(log) = &log {
+            log.begin(phase, self.since_entry(log, begun));
         }
+        Stretch { phase, begun, log }
+    }
+
+    /// Ends it, and returns how long it was, in nanoseconds, and when it ended.
+    pub(crate) fn end_phase(&self, stretch: &Stretch) -> (u64, Reading) {
+        let ended = self.read_like(stretch.begun);
+        let ns = self.between(stretch.begun, ended);
+        match &stretch.log {
+            Some(log) => log.end(stretch.phase, self.since_entry(log, ended)),
+            None => self.record_elsewhere(stretch.phase, ns),
+        }
+        (ns, ended)
+    }
+
+    /// Adds a phase that the request that this code runs for was in from a reading until now, and returns how
+    /// long that was, in nanoseconds, and when it ended. Cheaper than to begin and end it.
+    pub(crate) fn add_phase(&self, phase: PhaseIndex, begun: Reading) -> (u64, Reading) {
+        let ended = self.read_like(begun);
+        let ns = self.between(begun, ended);
+        let of_request = with_current(Some(self.id()), |log| {
+            log.add(phase, self.since_entry(log, begun), self.since_entry(log, ended));
+        });
+        if of_request.is_none() {
+            self.record_elsewhere(phase, ns);
+        }
+        (ns, ended)
     }
 
     /// Counts a token that let the request that this code runs for past no limiter.
@@ -372,11 +438,6 @@ impl LocalRecorder {
         if let Some(log) = current(Some(self.id())) {
             log.refused(refusal);
         }
-    }
-
-    /// Nanoseconds since the request of a log entered.
-    pub(crate) fn since_entry(&self, log: &PhaseLog) -> u64 {
-        self.nanos_since(log.origin.entered, log.origin.paired)
     }
 }
 
@@ -396,10 +457,7 @@ impl Phase {
 
     /// The log of its request.
     pub(crate) fn log(&self) -> Option<Arc<PhaseLog>> {
-        match &self.stretch.at {
-            At::Request(log, _) => Some(log.clone()),
-            At::Elsewhere(_) => None,
-        }
+        self.stretch.log.clone()
     }
 }
 

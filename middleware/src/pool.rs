@@ -5,12 +5,19 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
+#[cfg(feature = "sqlx")]
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+#[cfg(feature = "sqlx")]
+use pin_project_lite::pin_project;
 
 use crate::{
-    clock::{Clock, Ticks},
     counts::{CacheCounts, PoolCounts},
     histogram::{HistogramCells, Precision, Writer, nanos},
-    phase::{PhaseIndex, Stretch},
+    phase::{PhaseIndex, Reading, Stretch},
     recorder::LocalRecorder,
     slot::PerSlot,
     sync::{
@@ -26,7 +33,6 @@ use crate::{
 pub(crate) struct PoolCells {
     name: Box<str>,
     kind: &'static str,
-    clock: Clock,
     precision: Precision,
     /// `pool_wait:<name>`.
     wait: PhaseIndex,
@@ -76,6 +82,37 @@ pub enum TimeoutKind {
 
 impl TimeoutKind {
     pub(crate) const ALL: [Self; 3] = [Self::Wait, Self::Create, Self::Recycle];
+
+    fn counted(self) -> Counted {
+        match self {
+            Self::Wait => |shard| &shard.timeouts[0],
+            Self::Create => |shard| &shard.timeouts[1],
+            Self::Recycle => |shard| &shard.timeouts[2],
+        }
+    }
+}
+
+/// How waits of a kind are counted that end in one way.
+type Counted = fn(&PoolShard) -> &AtomicU64;
+
+/// How a wait ends, unless it is given up.
+#[cfg(feature = "sqlx")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WaitEnd {
+    Acquired,
+    TimedOut(TimeoutKind),
+    Failed,
+}
+
+#[cfg(feature = "sqlx")]
+impl WaitEnd {
+    fn counted(self) -> Counted {
+        match self {
+            Self::Acquired => |shard| &shard.acquired,
+            Self::TimedOut(with) => with.counted(),
+            Self::Failed => |shard| &shard.failed,
+        }
+    }
 }
 
 impl PoolCells {
@@ -87,6 +124,20 @@ impl PoolCells {
         let (shard, writer) = self.in_slot();
         let cells = of(shard).get_or_init(|| HistogramCells::new(self.precision));
         cells.record(writer, nanos(took));
+    }
+
+    /// A wait begins.
+    fn asked(&self) {
+        let (shard, writer) = self.in_slot();
+        writer.add(&shard.asked, 1);
+    }
+
+    /// A wait is over.
+    fn ended(&self, ns: u64, as_what: Counted) {
+        let (shard, writer) = self.in_slot();
+        shard.wait.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
+        // Last: who sees the end sees the wait.
+        writer.publish(as_what(shard));
     }
 
     fn sources(&self) -> MutexGuard<'_, Vec<Weak<dyn PoolSource>>> {
@@ -204,7 +255,6 @@ impl PoolWatch {
             let cells = Arc::new(PoolCells {
                 name: name.into(),
                 kind,
-                clock: recorder.clock().clone(),
                 precision: recorder.precision(),
                 wait: recorder.phase(&format!("pool_wait:{name}")),
                 shards: PerSlot::new(),
@@ -226,9 +276,18 @@ impl PoolWatch {
     /// Dropped before it is said how that ended, the wait counts as cancelled.
     pub fn wait(&self) -> PoolWait<'_> {
         let Watched { recorder, cells, .. } = &*self.watched;
-        let (shard, writer) = cells.in_slot();
-        writer.add(&shard.asked, 1);
+        cells.asked();
         PoolWait { pool: self, stretch: recorder.begin_phase(cells.wait), over: false }
+    }
+
+    /// Waits for what `future` gets, from its first poll on; `end` says how that ended.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn wait_for<F: Future>(
+        &self,
+        future: F,
+        end: fn(&Self, &F::Output) -> WaitEnd,
+    ) -> Waiting<F> {
+        Waiting { future, end, pool: Some(self.clone()), asked: false, stretch: None }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
@@ -273,17 +332,13 @@ pub struct PoolWait<'p> {
 impl PoolWait<'_> {
     /// The connection is there. It counts as in use until the returned value is dropped.
     pub fn acquired(mut self) -> PoolHold {
-        self.end(|shard| &shard.acquired);
-        PoolHold { since: Some(self.pool.watched.cells.clock.now()), pool: self.pool.clone() }
+        let since = self.end(|shard| &shard.acquired);
+        PoolHold { since, pool: self.pool.clone() }
     }
 
     /// The pool gave up: it ran out of time.
     pub fn timed_out(mut self, with: TimeoutKind) {
-        match with {
-            TimeoutKind::Wait => self.end(|shard| &shard.timeouts[0]),
-            TimeoutKind::Create => self.end(|shard| &shard.timeouts[1]),
-            TimeoutKind::Recycle => self.end(|shard| &shard.timeouts[2]),
-        }
+        self.end(with.counted());
     }
 
     /// There is no connection, for any other reason.
@@ -291,17 +346,13 @@ impl PoolWait<'_> {
         self.end(|shard| &shard.failed);
     }
 
-    fn end(&mut self, as_what: fn(&PoolShard) -> &AtomicU64) {
+    fn end(&mut self, as_what: Counted) -> Option<Reading> {
         if mem::replace(&mut self.over, true) {
-            return;
+            return None;
         }
-        let Watched { recorder, cells, .. } = &*self.pool.watched;
-        let ns = recorder.end_phase(&self.stretch);
-        let (shard, writer) = cells.in_slot();
-        let wait = shard.wait.get_or_init(|| HistogramCells::new(cells.precision));
-        wait.record(writer, ns);
-        // Last: who sees the end sees the wait.
-        writer.publish(as_what(shard));
+        let (ns, ended) = self.pool.watched.recorder.end_phase(&self.stretch);
+        self.pool.watched.cells.ended(ns, as_what);
+        Some(ended)
     }
 }
 
@@ -317,12 +368,78 @@ impl fmt::Debug for PoolWait<'_> {
     }
 }
 
+#[cfg(feature = "sqlx")]
+pin_project! {
+    /// Somebody waits for what a future gets. Dropped before, the wait counts as cancelled.
+    ///
+    /// As cheap as can be if that is there at once, as it mostly is: then the request is asked for its log only
+    /// once, and no reference to it is taken.
+    pub(crate) struct Waiting<F>
+    where
+        F: Future,
+    {
+        #[pin]
+        future: F,
+        end: fn(&PoolWatch, &F::Output) -> WaitEnd,
+        // `None` when it is over.
+        pool: Option<PoolWatch>,
+        asked: bool,
+        // From the end of the first poll on.
+        stretch: Option<Stretch>,
+    }
+
+    impl<F: Future> PinnedDrop for Waiting<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            let Some(pool) = this.pool.as_ref().filter(|_| *this.asked) else { return };
+            // There is none if the first poll panicked.
+            let ns = this.stretch.as_ref().map_or(0, |stretch| pool.watched.recorder.end_phase(stretch).0);
+            pool.watched.cells.ended(ns, |shard| &shard.cancelled);
+        }
+    }
+}
+
+#[cfg(feature = "sqlx")]
+impl<F: Future> Future for Waiting<F> {
+    /// If nothing was acquired, there is nothing to hold.
+    type Output = (F::Output, PoolHold);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Watched { recorder, cells, .. } =
+            &*this.pool.as_ref().expect("polled after its end").watched;
+        let (output, (ns, ended)) = match this.stretch {
+            Some(stretch) => {
+                let output = ready!(this.future.poll(cx));
+                (output, recorder.end_phase(stretch))
+            }
+            None => {
+                *this.asked = true;
+                cells.asked();
+                let begun = recorder.read();
+                match this.future.poll(cx) {
+                    Poll::Ready(output) => (output, recorder.add_phase(cells.wait, begun)),
+                    Poll::Pending => {
+                        *this.stretch = Some(recorder.begin_phase_at(cells.wait, begun));
+                        return Poll::Pending;
+                    }
+                }
+            }
+        };
+        let pool = this.pool.take().expect("it was there");
+        let end = (this.end)(&pool, &output);
+        pool.watched.cells.ended(ns, end.counted());
+        let since = matches!(end, WaitEnd::Acquired).then_some(ended);
+        Poll::Ready((output, PoolHold { pool, since }))
+    }
+}
+
 /// A connection that is in use, until this is dropped. Made by [`PoolWait::acquired`].
 #[must_use = "the connection counts as given back when this is dropped"]
 pub struct PoolHold {
     pool: PoolWatch,
     /// `None` if somebody else holds the connection, or nobody knows for how long.
-    since: Option<Ticks>,
+    since: Option<Reading>,
 }
 
 #[cfg(feature = "sqlx")]
@@ -349,8 +466,8 @@ impl PoolHold {
 impl Drop for PoolHold {
     fn drop(&mut self) {
         let Some(since) = self.since else { return };
-        let cells = &self.pool.watched.cells;
-        let ns = cells.clock.nanos_since(since);
+        let Watched { recorder, cells, .. } = &*self.pool.watched;
+        let ns = recorder.elapsed(since);
         let (shard, writer) = cells.in_slot();
         shard.hold.get_or_init(|| HistogramCells::new(cells.precision)).record(writer, ns);
         writer.publish(&shard.released);

@@ -58,13 +58,13 @@ use std::{
 
 use futures_core::{Stream, future::BoxFuture, stream::BoxStream};
 use sqlx::{
-    Acquire, Database, Describe, Either, Error, Execute, Executor, Pool, SqlSafeStr, SqlStr, Transaction,
-    pool::PoolConnection,
+    Acquire, Database, Describe, Either, Error, Execute, Executor, Pool, SqlSafeStr, SqlStr,
+    Transaction, pool::PoolConnection,
 };
 
 use crate::{
     phase::Observed,
-    pool::{PoolHold, PoolSize, PoolSource, PoolWait, PoolWatch, TimeoutKind},
+    pool::{PoolHold, PoolSize, PoolSource, PoolWatch, TimeoutKind, WaitEnd},
 };
 
 /// A pool whose waits, queries and holds are measured. Made by
@@ -95,7 +95,10 @@ impl<DB: Database> PoolSource for Pool<DB> {
 }
 
 impl<DB: Database> ObservedPool<DB> {
-    pub(crate) fn new(pool: Pool<DB>, watch: impl FnOnce(Arc<dyn PoolSource>) -> PoolWatch) -> Self {
+    pub(crate) fn new(
+        pool: Pool<DB>,
+        watch: impl FnOnce(Arc<dyn PoolSource>) -> PoolWatch,
+    ) -> Self {
         Self { watch: watch(Arc::new(pool.clone())), pool }
     }
 
@@ -111,16 +114,10 @@ impl<DB: Database> ObservedPool<DB> {
     pub fn acquire(
         &self,
     ) -> impl Future<Output = Result<ObservedConnection<DB>, Error>> + Send + use<DB> {
-        let (acquire, watch) = (self.pool.acquire(), self.watch.clone());
+        let wait = self.watch.wait_for(self.pool.acquire(), wait_end);
         async move {
-            let wait = watch.wait();
-            match acquire.await {
-                Ok(connection) => Ok(Lease::new(connection, wait.acquired())),
-                Err(error) => {
-                    give_up(wait, &error, watch.size());
-                    Err(error)
-                }
-            }
+            let (connection, hold) = wait.await;
+            Ok(Lease::new(connection?, hold))
         }
     }
 
@@ -182,12 +179,15 @@ impl<DB: Database> ObservedPool<DB> {
     }
 }
 
-/// A wait ends without a connection.
-fn give_up(wait: PoolWait<'_>, error: &Error, pool: PoolSize) {
-    match error {
-        Error::PoolTimedOut if pool.size < pool.max => wait.timed_out(TimeoutKind::Create),
-        Error::PoolTimedOut => wait.timed_out(TimeoutKind::Wait),
-        _ => wait.failed(),
+/// How a wait ended.
+fn wait_end<C>(pool: &PoolWatch, found: &Result<C, Error>) -> WaitEnd {
+    match found {
+        Ok(_) => WaitEnd::Acquired,
+        Err(Error::PoolTimedOut) => {
+            let PoolSize { max, size, .. } = pool.size();
+            WaitEnd::TimedOut(if size < max { TimeoutKind::Create } else { TimeoutKind::Wait })
+        }
+        Err(_) => WaitEnd::Failed,
     }
 }
 
@@ -308,9 +308,11 @@ impl<T> Next<T> {
     async fn hand_over(&self, row: T) {
         *self.row() = Some(row);
         let mut handed_over = false;
-        poll_fn(|_| {
-            if mem::replace(&mut handed_over, true) { Poll::Ready(()) } else { Poll::Pending }
-        })
+        poll_fn(
+            |_| {
+                if mem::replace(&mut handed_over, true) { Poll::Ready(()) } else { Poll::Pending }
+            },
+        )
         .await;
     }
 }
