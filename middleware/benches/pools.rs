@@ -262,6 +262,21 @@ async fn run(rounds: usize) -> String {
 }
 
 fn main() {
+    if env::var("SIZES").is_ok() {
+        let p = runtime();
+        p.block_on(async {
+            let s = sqlite().await;
+            let f = s.acquire();
+            eprintln!("future {}", std::mem::size_of_val(&f));
+            let c = f.await.expect("x");
+            eprintln!("conn {} raw {}", std::mem::size_of_val(&c), std::mem::size_of_val(&*c));
+            let perf = Perf::new();
+            let o = perf.observe_sqlx("x", s.clone());
+            let f = o.acquire();
+            eprintln!("ofuture {}", std::mem::size_of_val(&f));
+        });
+        return;
+    }
     let arguments: Vec<String> = env::args().skip(1).collect();
     let runtime = runtime();
     if let Some(at) = arguments.iter().position(|argument| argument == "--count") {

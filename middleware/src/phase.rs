@@ -353,7 +353,7 @@ pub(crate) struct Reading {
 #[derive(Debug)]
 pub(crate) struct Stretch {
     phase: PhaseIndex,
-    begun: Reading,
+    pub(crate) begun: Reading,
     /// The request's.
     log: Option<Arc<PhaseLog>>,
 }

@@ -8,7 +8,7 @@ use std::{
 #[cfg(feature = "sqlx")]
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 #[cfg(feature = "sqlx")]
@@ -94,26 +94,6 @@ impl TimeoutKind {
 
 /// How waits of a kind are counted that end in one way.
 type Counted = fn(&PoolShard) -> &AtomicU64;
-
-/// How a wait ends, unless it is given up.
-#[cfg(feature = "sqlx")]
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum WaitEnd {
-    Acquired,
-    TimedOut(TimeoutKind),
-    Failed,
-}
-
-#[cfg(feature = "sqlx")]
-impl WaitEnd {
-    fn counted(self) -> Counted {
-        match self {
-            Self::Acquired => |shard| &shard.acquired,
-            Self::TimedOut(with) => with.counted(),
-            Self::Failed => |shard| &shard.failed,
-        }
-    }
-}
 
 impl PoolCells {
     fn in_slot(&self) -> (&PoolShard, Writer) {
@@ -280,14 +260,16 @@ impl PoolWatch {
         PoolWait { pool: self, stretch: recorder.begin_phase(cells.wait), over: false }
     }
 
-    /// Waits for what `future` gets, from its first poll on; `end` says how that ended.
+    /// Waits for what `future` gets, from its first poll on. `finish` says how that ended, and makes of it what
+    /// is handed out.
     #[cfg(feature = "sqlx")]
-    pub(crate) fn wait_for<F: Future>(
-        &self,
-        future: F,
-        end: fn(&Self, &F::Output) -> WaitEnd,
-    ) -> Waiting<F> {
-        Waiting { future, end, pool: Some(self.clone()), asked: false, stretch: None }
+    #[inline]
+    pub(crate) fn wait_for<F, T, W>(&self, future: F, finish: W) -> Waiting<F, W>
+    where
+        F: Future,
+        W: FnOnce(F::Output, WaitOver) -> T,
+    {
+        Waiting { future, over: Some((self.clone(), finish)), asked: false, stretch: None }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
@@ -306,12 +288,6 @@ impl PoolWatch {
         let Watched { recorder, cells, query, .. } = &*self.watched;
         let phase = *query.get_or_init(|| recorder.phase(&format!("query:{}", cells.name)));
         (recorder.clone(), phase)
-    }
-
-    /// How large the pool is now, if anybody knows.
-    #[cfg(feature = "sqlx")]
-    pub(crate) fn size(&self) -> PoolSize {
-        self.watched.source.as_ref().map(|source| source.size()).unwrap_or_default()
     }
 }
 
@@ -373,25 +349,21 @@ pin_project! {
     /// Somebody waits for what a future gets. Dropped before, the wait counts as cancelled.
     ///
     /// As cheap as can be if that is there at once, as it mostly is: then the request is asked for its log only
-    /// once, and no reference to it is taken.
-    pub(crate) struct Waiting<F>
-    where
-        F: Future,
-    {
+    /// once, and no reference to it is taken. What is found may be large, and is moved once.
+    pub(crate) struct Waiting<F, W> {
         #[pin]
         future: F,
-        end: fn(&PoolWatch, &F::Output) -> WaitEnd,
-        // `None` when it is over.
-        pool: Option<PoolWatch>,
+        // What becomes of it; `None` when it is over.
+        over: Option<(PoolWatch, W)>,
         asked: bool,
         // From the end of the first poll on.
         stretch: Option<Stretch>,
     }
 
-    impl<F: Future> PinnedDrop for Waiting<F> {
+    impl<F, W> PinnedDrop for Waiting<F, W> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            let Some(pool) = this.pool.as_ref().filter(|_| *this.asked) else { return };
+            let Some((pool, _)) = this.over.as_ref().filter(|_| *this.asked) else { return };
             // There is none if the first poll panicked.
             let ns = this.stretch.as_ref().map_or(0, |stretch| pool.watched.recorder.end_phase(stretch).0);
             pool.watched.cells.ended(ns, |shard| &shard.cancelled);
@@ -400,37 +372,75 @@ pin_project! {
 }
 
 #[cfg(feature = "sqlx")]
-impl<F: Future> Future for Waiting<F> {
-    /// If nothing was acquired, there is nothing to hold.
-    type Output = (F::Output, PoolHold);
+impl<F, T, W> Future for Waiting<F, W>
+where
+    F: Future,
+    W: FnOnce(F::Output, WaitOver) -> T,
+{
+    type Output = T;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let this = self.project();
-        let Watched { recorder, cells, .. } =
-            &*this.pool.as_ref().expect("polled after its end").watched;
-        let (output, (ns, ended)) = match this.stretch {
-            Some(stretch) => {
-                let output = ready!(this.future.poll(cx));
-                (output, recorder.end_phase(stretch))
-            }
+        let (pool, _) = this.over.as_ref().expect("polled after its end");
+        let Watched { recorder, cells, .. } = &*pool.watched;
+        let begun = match this.stretch {
+            Some(stretch) => stretch.begun,
             None => {
                 *this.asked = true;
                 cells.asked();
-                let begun = recorder.read();
-                match this.future.poll(cx) {
-                    Poll::Ready(output) => (output, recorder.add_phase(cells.wait, begun)),
-                    Poll::Pending => {
-                        *this.stretch = Some(recorder.begin_phase_at(cells.wait, begun));
-                        return Poll::Pending;
-                    }
-                }
+                recorder.read()
             }
         };
-        let pool = this.pool.take().expect("it was there");
-        let end = (this.end)(&pool, &output);
-        pool.watched.cells.ended(ns, end.counted());
-        let since = matches!(end, WaitEnd::Acquired).then_some(ended);
-        Poll::Ready((output, PoolHold { pool, since }))
+        match this.future.poll(cx) {
+            Poll::Ready(found) => {
+                let (ns, ended) = match this.stretch {
+                    Some(stretch) => recorder.end_phase(stretch),
+                    None => recorder.add_phase(cells.wait, begun),
+                };
+                let (pool, finish) = this.over.take().expect("it was there");
+                Poll::Ready(finish(found, WaitOver { pool, ns, ended }))
+            }
+            Poll::Pending => {
+                if this.stretch.is_none() {
+                    *this.stretch = Some(recorder.begin_phase_at(cells.wait, begun));
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A wait is over, and it is to be said how.
+#[cfg(feature = "sqlx")]
+pub(crate) struct WaitOver {
+    pool: PoolWatch,
+    ns: u64,
+    ended: Reading,
+}
+
+#[cfg(feature = "sqlx")]
+impl WaitOver {
+    /// As [`PoolWait::acquired`].
+    #[inline]
+    pub(crate) fn acquired(self) -> PoolHold {
+        self.pool.watched.cells.ended(self.ns, |shard| &shard.acquired);
+        PoolHold { pool: self.pool, since: Some(self.ended) }
+    }
+
+    /// As [`PoolWait::timed_out`].
+    pub(crate) fn timed_out(self, with: TimeoutKind) {
+        self.pool.watched.cells.ended(self.ns, with.counted());
+    }
+
+    /// As [`PoolWait::failed`].
+    pub(crate) fn failed(self) {
+        self.pool.watched.cells.ended(self.ns, |shard| &shard.failed);
+    }
+
+    /// How large the pool is now, if anybody knows.
+    pub(crate) fn pool_size(&self) -> PoolSize {
+        self.pool.watched.source.as_ref().map(|source| source.size()).unwrap_or_default()
     }
 }
 

@@ -64,7 +64,7 @@ use sqlx::{
 
 use crate::{
     phase::Observed,
-    pool::{PoolHold, PoolSize, PoolSource, PoolWatch, TimeoutKind, WaitEnd},
+    pool::{PoolHold, PoolSize, PoolSource, PoolWatch, TimeoutKind, WaitOver},
 };
 
 /// A pool whose waits, queries and holds are measured. Made by
@@ -114,11 +114,13 @@ impl<DB: Database> ObservedPool<DB> {
     pub fn acquire(
         &self,
     ) -> impl Future<Output = Result<ObservedConnection<DB>, Error>> + Send + use<DB> {
-        let wait = self.watch.wait_for(self.pool.acquire(), wait_end);
-        async move {
-            let (connection, hold) = wait.await;
-            Ok(Lease::new(connection?, hold))
-        }
+        self.watch.wait_for(self.pool.acquire(), |found, wait| match found {
+            Ok(connection) => Ok(Lease::new(connection, wait.acquired())),
+            Err(error) => {
+                give_up(&error, wait);
+                Err(error)
+            }
+        })
     }
 
     /// An idle connection, if there is one and nobody waits for it.
@@ -179,15 +181,14 @@ impl<DB: Database> ObservedPool<DB> {
     }
 }
 
-/// How a wait ended.
-fn wait_end<C>(pool: &PoolWatch, found: &Result<C, Error>) -> WaitEnd {
-    match found {
-        Ok(_) => WaitEnd::Acquired,
-        Err(Error::PoolTimedOut) => {
-            let PoolSize { max, size, .. } = pool.size();
-            WaitEnd::TimedOut(if size < max { TimeoutKind::Create } else { TimeoutKind::Wait })
-        }
-        Err(_) => WaitEnd::Failed,
+/// A wait ends without a connection.
+#[cold]
+fn give_up(error: &Error, wait: WaitOver) {
+    let PoolSize { max, size, .. } = wait.pool_size();
+    match error {
+        Error::PoolTimedOut if size < max => wait.timed_out(TimeoutKind::Create),
+        Error::PoolTimedOut => wait.timed_out(TimeoutKind::Wait),
+        _ => wait.failed(),
     }
 }
 
