@@ -13,7 +13,7 @@ use crate::{
     history::{History, Window},
     layer::PerfLayer,
     phase::{Followed, Observed, Phase},
-    pool::{CacheWatch, PoolWatch},
+    pool::{CacheWatch, PoolWatch, Watched},
     recorder::{LocalRecorder, Recorder},
     route::RouteKey,
     snapshot::Snapshot,
@@ -198,7 +198,7 @@ impl Perf {
     /// ```
     #[must_use]
     pub fn pool(&self, name: &str) -> PoolWatch {
-        PoolWatch::new(LocalRecorder::clone(&self.recorder), name, "other", None)
+        PoolWatch::new(Watched::new(LocalRecorder::clone(&self.recorder), name, "other", ()))
     }
 
     /// Wraps a pool of sqlx: whoever acquires a connection from the wrapper is in the phase `pool_wait:<name>`
@@ -222,7 +222,7 @@ impl Perf {
         pool: sqlx::Pool<DB>,
     ) -> ObservedPool<DB> {
         let recorder = LocalRecorder::clone(&self.recorder);
-        ObservedPool::new(pool, |source| PoolWatch::new(recorder, name, "sqlx", Some(source)))
+        ObservedPool::new(Watched::new(recorder, name, "sqlx", pool))
     }
 
     /// Counts what a cache had and had not.

@@ -11,9 +11,6 @@ use std::{
     task::{Context, Poll},
 };
 
-#[cfg(feature = "sqlx")]
-use pin_project_lite::pin_project;
-
 use crate::{
     counts::{CacheCounts, PoolCounts},
     histogram::{HistogramCells, Precision, Writer, nanos},
@@ -208,27 +205,26 @@ impl Pools {
 /// Clones watch the same pool.
 #[derive(Clone)]
 pub struct PoolWatch {
-    watched: Arc<Watched>,
+    watched: Arc<Watched<dyn PoolSource>>,
 }
 
-/// What all clones of a watch share: connections that are in use hold it too.
-struct Watched {
+/// What all clones of a watch share, and connections that are in use.
+pub(crate) struct Watched<S: ?Sized> {
     recorder: LocalRecorder,
     cells: Arc<PoolCells>,
-    /// Keeps what the cells know of the size.
-    source: Option<Arc<dyn PoolSource>>,
     /// `query:<name>`, once there is one.
     query: OnceLock<PhaseIndex>,
+    pub(crate) source: S,
 }
 
-impl PoolWatch {
+impl<S> Watched<S> {
     /// Watches the pool of a name, together with whoever else does.
     pub(crate) fn new(
         recorder: LocalRecorder,
         name: &str,
         kind: &'static str,
-        source: Option<Arc<dyn PoolSource>>,
-    ) -> Self {
+        source: S,
+    ) -> Arc<Self> {
         let mut pools = lock(&recorder.pools().pools);
         let known = pools.iter().find(|cells| cells.key() == (name, kind)).cloned();
         let cells = known.unwrap_or_else(|| {
@@ -244,11 +240,36 @@ impl PoolWatch {
             cells
         });
         drop(pools);
-        if let Some(source) = &source {
-            cells.sources().push(Arc::downgrade(source));
-        }
-        let watched = Watched { recorder, cells, source, query: OnceLock::new() };
-        Self { watched: Arc::new(watched) }
+        Arc::new(Self { recorder, cells, query: OnceLock::new(), source })
+    }
+}
+
+#[cfg(feature = "sqlx")]
+impl<S: PoolSource + 'static> Watched<S> {
+    /// Has the snapshot ask how large it is, as long as it is watched.
+    pub(crate) fn measured(self: Arc<Self>) -> Arc<Self> {
+        let watched: Weak<Self> = Arc::downgrade(&self);
+        self.cells.sources().push(watched);
+        self
+    }
+}
+
+impl<S: PoolSource + ?Sized> PoolSource for Watched<S> {
+    fn size(&self) -> PoolSize {
+        self.source.size()
+    }
+}
+
+/// Nobody knows.
+impl PoolSource for () {
+    fn size(&self) -> PoolSize {
+        PoolSize::default()
+    }
+}
+
+impl PoolWatch {
+    pub(crate) fn new<S: PoolSource + 'static>(watched: Arc<Watched<S>>) -> Self {
+        Self { watched }
     }
 
     /// Somebody asks for a connection, and waits from now on: a phase `pool_wait:<name>` of the request.
@@ -257,19 +278,17 @@ impl PoolWatch {
     pub fn wait(&self) -> PoolWait<'_> {
         let Watched { recorder, cells, .. } = &*self.watched;
         cells.asked();
-        PoolWait { pool: self, stretch: recorder.begin_phase(cells.wait), over: false }
+        let stretch = recorder.begin_phase(cells.wait);
+        PoolWait { pool: self, begun: stretch.begun, stretch: Some(stretch), over: false }
     }
 
-    /// Waits for what `future` gets, from its first poll on. `finish` says how that ended, and makes of it what
-    /// is handed out.
+    /// A wait that begins now, of somebody who [polls](PoolWait::poll) it.
     #[cfg(feature = "sqlx")]
     #[inline]
-    pub(crate) fn wait_for<F, T, W>(&self, future: F, finish: W) -> Waiting<F, W>
-    where
-        F: Future,
-        W: FnOnce(F::Output, WaitOver) -> T,
-    {
-        Waiting { future, over: Some((self.clone(), finish)), asked: false, stretch: None }
+    pub(crate) fn ask(&self) -> PoolWait<'_> {
+        let Watched { recorder, cells, .. } = &*self.watched;
+        cells.asked();
+        PoolWait { pool: self, begun: recorder.read(), stretch: None, over: false }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
@@ -280,6 +299,12 @@ impl PoolWatch {
     /// An idle connection was checked, which took so long. Part of a wait, counted apart.
     pub fn recycled(&self, took: Duration) {
         self.watched.cells.record(|shard| &shard.recycle, took);
+    }
+
+    /// How large the pool is now, if anybody knows.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn size(&self) -> PoolSize {
+        self.watched.size()
     }
 
     /// Who records a query of this pool's, and as which phase.
@@ -301,7 +326,9 @@ impl fmt::Debug for PoolWatch {
 #[must_use = "dropped, the wait counts as cancelled"]
 pub struct PoolWait<'p> {
     pool: &'p PoolWatch,
-    stretch: Stretch,
+    begun: Reading,
+    /// `None` while nobody can see it: it is told of when it is over.
+    stretch: Option<Stretch>,
     over: bool,
 }
 
@@ -310,6 +337,30 @@ impl PoolWait<'_> {
     pub fn acquired(mut self) -> PoolHold {
         let since = self.end(|shard| &shard.acquired);
         PoolHold { since, pool: self.pool.clone() }
+    }
+
+    /// [`acquired`](Self::acquired), for [`PoolHold::since`].
+    #[cfg(feature = "sqlx")]
+    #[inline]
+    pub(crate) fn acquired_at(mut self) -> Option<Reading> {
+        self.end(|shard| &shard.acquired)
+    }
+
+    /// Polls for the connection. One that is there with the first poll, as it mostly is, costs less than it would
+    /// after [`PoolWatch::wait`]: the request is looked for once, and no reference to it is taken.
+    #[cfg(feature = "sqlx")]
+    #[inline]
+    pub(crate) fn poll<F: Future>(
+        &mut self,
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let polled = future.poll(cx);
+        if polled.is_pending() && self.stretch.is_none() {
+            let Watched { recorder, cells, .. } = &*self.pool.watched;
+            self.stretch = Some(recorder.begin_phase_at(cells.wait, self.begun));
+        }
+        polled
     }
 
     /// The pool gave up: it ran out of time.
@@ -326,8 +377,12 @@ impl PoolWait<'_> {
         if mem::replace(&mut self.over, true) {
             return None;
         }
-        let (ns, ended) = self.pool.watched.recorder.end_phase(&self.stretch);
-        self.pool.watched.cells.ended(ns, as_what);
+        let Watched { recorder, cells, .. } = &*self.pool.watched;
+        let (ns, ended) = match &self.stretch {
+            Some(stretch) => recorder.end_phase(stretch),
+            None => recorder.add_phase(cells.wait, self.begun),
+        };
+        cells.ended(ns, as_what);
         Some(ended)
     }
 }
@@ -344,106 +399,6 @@ impl fmt::Debug for PoolWait<'_> {
     }
 }
 
-#[cfg(feature = "sqlx")]
-pin_project! {
-    /// Somebody waits for what a future gets. Dropped before, the wait counts as cancelled.
-    ///
-    /// As cheap as can be if that is there at once, as it mostly is: then the request is asked for its log only
-    /// once, and no reference to it is taken. What is found may be large, and is moved once.
-    pub(crate) struct Waiting<F, W> {
-        #[pin]
-        future: F,
-        // What becomes of it; `None` when it is over.
-        over: Option<(PoolWatch, W)>,
-        asked: bool,
-        // From the end of the first poll on.
-        stretch: Option<Stretch>,
-    }
-
-    impl<F, W> PinnedDrop for Waiting<F, W> {
-        fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
-            let Some((pool, _)) = this.over.as_ref().filter(|_| *this.asked) else { return };
-            // There is none if the first poll panicked.
-            let ns = this.stretch.as_ref().map_or(0, |stretch| pool.watched.recorder.end_phase(stretch).0);
-            pool.watched.cells.ended(ns, |shard| &shard.cancelled);
-        }
-    }
-}
-
-#[cfg(feature = "sqlx")]
-impl<F, T, W> Future for Waiting<F, W>
-where
-    F: Future,
-    W: FnOnce(F::Output, WaitOver) -> T,
-{
-    type Output = T;
-
-    #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let this = self.project();
-        let (pool, _) = this.over.as_ref().expect("polled after its end");
-        let Watched { recorder, cells, .. } = &*pool.watched;
-        let begun = match this.stretch {
-            Some(stretch) => stretch.begun,
-            None => {
-                *this.asked = true;
-                cells.asked();
-                recorder.read()
-            }
-        };
-        match this.future.poll(cx) {
-            Poll::Ready(found) => {
-                let (ns, ended) = match this.stretch {
-                    Some(stretch) => recorder.end_phase(stretch),
-                    None => recorder.add_phase(cells.wait, begun),
-                };
-                let (pool, finish) = this.over.take().expect("it was there");
-                Poll::Ready(finish(found, WaitOver { pool, ns, ended }))
-            }
-            Poll::Pending => {
-                if this.stretch.is_none() {
-                    *this.stretch = Some(recorder.begin_phase_at(cells.wait, begun));
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-/// A wait is over, and it is to be said how.
-#[cfg(feature = "sqlx")]
-pub(crate) struct WaitOver {
-    pool: PoolWatch,
-    ns: u64,
-    ended: Reading,
-}
-
-#[cfg(feature = "sqlx")]
-impl WaitOver {
-    /// As [`PoolWait::acquired`].
-    #[inline]
-    pub(crate) fn acquired(self) -> PoolHold {
-        self.pool.watched.cells.ended(self.ns, |shard| &shard.acquired);
-        PoolHold { pool: self.pool, since: Some(self.ended) }
-    }
-
-    /// As [`PoolWait::timed_out`].
-    pub(crate) fn timed_out(self, with: TimeoutKind) {
-        self.pool.watched.cells.ended(self.ns, with.counted());
-    }
-
-    /// As [`PoolWait::failed`].
-    pub(crate) fn failed(self) {
-        self.pool.watched.cells.ended(self.ns, |shard| &shard.failed);
-    }
-
-    /// How large the pool is now, if anybody knows.
-    pub(crate) fn pool_size(&self) -> PoolSize {
-        self.pool.watched.source.as_ref().map(|source| source.size()).unwrap_or_default()
-    }
-}
-
 /// A connection that is in use, until this is dropped. Made by [`PoolWait::acquired`].
 #[must_use = "the connection counts as given back when this is dropped"]
 pub struct PoolHold {
@@ -454,6 +409,12 @@ pub struct PoolHold {
 
 #[cfg(feature = "sqlx")]
 impl PoolHold {
+    /// In use since then.
+    #[inline]
+    pub(crate) fn new(pool: PoolWatch, since: Option<Reading>) -> Self {
+        Self { pool, since }
+    }
+
     /// Of a connection that somebody else holds.
     pub(crate) fn by_another(&self) -> Self {
         Self { pool: self.pool.clone(), since: None }

@@ -51,7 +51,7 @@ use std::{
     marker::PhantomData,
     mem,
     ops::{Deref, DerefMut},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
@@ -64,7 +64,7 @@ use sqlx::{
 
 use crate::{
     phase::Observed,
-    pool::{PoolHold, PoolSize, PoolSource, PoolWatch, TimeoutKind, WaitOver},
+    pool::{PoolHold, PoolSize, PoolSource, PoolWait, PoolWatch, TimeoutKind, Watched},
 };
 
 /// A pool whose waits, queries and holds are measured. Made by
@@ -73,8 +73,7 @@ use crate::{
 /// Clones are of the same pool. What has no method here, `close` for example, is the [`Pool`]'s, which it
 /// dereferences to.
 pub struct ObservedPool<DB: Database> {
-    pool: Pool<DB>,
-    watch: PoolWatch,
+    watched: Arc<Watched<Pool<DB>>>,
 }
 
 /// A connection of an [`ObservedPool`], in use until it is dropped.
@@ -95,11 +94,8 @@ impl<DB: Database> PoolSource for Pool<DB> {
 }
 
 impl<DB: Database> ObservedPool<DB> {
-    pub(crate) fn new(
-        pool: Pool<DB>,
-        watch: impl FnOnce(Arc<dyn PoolSource>) -> PoolWatch,
-    ) -> Self {
-        Self { watch: watch(Arc::new(pool.clone())), pool }
+    pub(crate) fn new(watched: Arc<Watched<Pool<DB>>>) -> Self {
+        Self { watched: watched.measured() }
     }
 
     /// Waits for a connection.
@@ -114,20 +110,32 @@ impl<DB: Database> ObservedPool<DB> {
     pub fn acquire(
         &self,
     ) -> impl Future<Output = Result<ObservedConnection<DB>, Error>> + Send + use<DB> {
-        self.watch.wait_for(self.pool.acquire(), |found, wait| match found {
-            Ok(connection) => Ok(Lease::new(connection, wait.acquired())),
-            Err(error) => {
-                give_up(&error, wait);
-                Err(error)
+        let watched = self.watched.clone();
+        async move {
+            // Made here, not before: it is large, and would be moved.
+            let mut acquire = pin!(watched.source.acquire());
+            let pool = PoolWatch::new(watched);
+            let mut wait = pool.ask();
+            match poll_fn(|cx| wait.poll(acquire.as_mut(), cx)).await {
+                Ok(connection) => {
+                    let since = wait.acquired_at();
+                    Ok(Lease::new(connection, PoolHold::new(pool, since)))
+                }
+                Err(error) => {
+                    give_up(wait, &error, pool.size());
+                    Err(error)
+                }
             }
-        })
+        }
     }
 
     /// An idle connection, if there is one and nobody waits for it.
     #[must_use]
     pub fn try_acquire(&self) -> Option<ObservedConnection<DB>> {
-        let connection = self.pool.try_acquire()?;
-        Some(Lease::new(connection, self.watch.wait().acquired()))
+        let connection = self.watched.source.try_acquire()?;
+        let pool = PoolWatch::new(self.watched.clone());
+        let since = pool.ask().acquired_at();
+        Some(Lease::new(connection, PoolHold::new(pool, since)))
     }
 
     /// Waits for a connection and begins a transaction on it.
@@ -183,10 +191,9 @@ impl<DB: Database> ObservedPool<DB> {
 
 /// A wait ends without a connection.
 #[cold]
-fn give_up(error: &Error, wait: WaitOver) {
-    let PoolSize { max, size, .. } = wait.pool_size();
+fn give_up(wait: PoolWait<'_>, error: &Error, pool: PoolSize) {
     match error {
-        Error::PoolTimedOut if size < max => wait.timed_out(TimeoutKind::Create),
+        Error::PoolTimedOut if pool.size < pool.max => wait.timed_out(TimeoutKind::Create),
         Error::PoolTimedOut => wait.timed_out(TimeoutKind::Wait),
         _ => wait.failed(),
     }
@@ -194,7 +201,7 @@ fn give_up(error: &Error, wait: WaitOver) {
 
 impl<DB: Database> Clone for ObservedPool<DB> {
     fn clone(&self) -> Self {
-        Self { pool: self.pool.clone(), watch: self.watch.clone() }
+        Self { watched: self.watched.clone() }
     }
 }
 
@@ -202,14 +209,13 @@ impl<DB: Database> Deref for ObservedPool<DB> {
     type Target = Pool<DB>;
 
     fn deref(&self) -> &Pool<DB> {
-        &self.pool
+        &self.watched.source
     }
 }
 
 impl<DB: Database> fmt::Debug for ObservedPool<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pool, watch } = self;
-        f.debug_struct("ObservedPool").field("pool", pool).field("watch", watch).finish()
+        f.debug_tuple("ObservedPool").field(&**self).finish()
     }
 }
 
