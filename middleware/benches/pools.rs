@@ -14,7 +14,7 @@ mod support;
 use std::{
     env,
     fmt::Write as _,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -61,10 +61,10 @@ async fn pairs(perf: &Perf) -> Vec<Pair> {
     }]
 }
 
-/// What is ready with its first poll.
-fn at_once<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
+/// Polls what is ready with its first poll.
+fn at_once(future: Pin<&mut impl Future<Output = ()>>) {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(()) => {}
         Poll::Pending => panic!("the pool is idle"),
     }
 }
@@ -86,7 +86,7 @@ async fn sqlite() -> SqlitePool {
 
 impl Pool for SqlitePool {
     fn take(&self) {
-        drop(at_once(self.acquire()).expect("the pool is open"));
+        at_once(pin!(async { drop(self.acquire().await.expect("the pool is open")) }));
     }
 
     fn is_idle(&self) -> bool {
@@ -96,7 +96,7 @@ impl Pool for SqlitePool {
 
 impl Pool for ObservedPool<Sqlite> {
     fn take(&self) {
-        drop(at_once(self.acquire()).expect("the pool is open"));
+        at_once(pin!(async { drop(self.acquire().await.expect("the pool is open")) }));
     }
 
     fn is_idle(&self) -> bool {

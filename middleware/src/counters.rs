@@ -252,14 +252,10 @@ impl Counters {
         if paired { self.shared_clock.nanos_since(start) } else { self.clock.nanos_since(start) }
     }
 
-    /// Nanoseconds from one reading of [`now`](Self::now) to another.
+    /// Nanoseconds from one reading of [`now`](Self::now) to another, neither for a request that is paired.
     #[inline]
-    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks, paired: bool) -> u64 {
-        if paired {
-            TokioClock::nanos_between(start, end)
-        } else {
-            self.clock.nanos_between(start, end)
-        }
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks) -> u64 {
+        self.clock.nanos_between(start, end)
     }
 
     /// The instant of a reading for a request that is paired.

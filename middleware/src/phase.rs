@@ -186,6 +186,16 @@ impl PhaseTimes {
 }
 
 impl Spans {
+    /// The time in a phase.
+    fn of(&mut self, phase: PhaseIndex) -> &mut Span {
+        let known = self.phases.iter().position(|span| span.phase == phase);
+        let at = known.unwrap_or_else(|| {
+            self.phases.push(Span { phase, open: 0, ns: 0 });
+            self.phases.len() - 1
+        });
+        &mut self.phases[at]
+    }
+
     fn begin(&mut self, phase: PhaseIndex, at: u64) {
         if self.closed {
             return;
@@ -194,13 +204,7 @@ impl Spans {
             self.covered = self.covered.wrapping_sub(at.max(self.covered_until));
         }
         self.open += 1;
-        let span = match self.phases.iter_mut().find(|span| span.phase == phase) {
-            Some(span) => span,
-            None => {
-                self.phases.push(Span { phase, open: 0, ns: 0 });
-                self.phases.last_mut().expect("one has been pushed")
-            }
-        };
+        let span = self.of(phase);
         span.open += 1;
         span.ns = span.ns.wrapping_sub(at);
     }
@@ -240,10 +244,20 @@ impl PhaseLog {
     }
 
     /// A stretch that is over when it is told of.
+    #[cfg(feature = "sqlx")]
     fn add(&self, phase: PhaseIndex, from: u64, to: u64) {
         let mut spans = self.spans();
-        spans.begin(phase, from);
-        spans.end(phase, to);
+        if spans.closed {
+            return;
+        }
+        if spans.open == 0 {
+            let known = spans.covered_until;
+            spans.covered_until = to.max(known);
+            let more = spans.covered_until - from.max(known).min(spans.covered_until);
+            spans.covered = spans.covered.wrapping_add(more);
+        }
+        let span = spans.of(phase);
+        span.ns = span.ns.wrapping_add(to - from);
     }
 
     /// What the limiter did with the request.
@@ -342,93 +356,86 @@ pub(crate) fn within<T>(log: &Arc<PhaseLog>, run: impl FnOnce() -> T) -> T {
     run()
 }
 
-/// A reading of the clock that a request is timed by, if this code runs for one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reading {
-    at: Ticks,
-    paired: bool,
-}
-
 /// A stretch of time in a phase: of a request, or of work outside of any.
 #[derive(Debug)]
 pub(crate) struct Stretch {
     phase: PhaseIndex,
-    pub(crate) begun: Reading,
-    /// The request's.
-    log: Option<Arc<PhaseLog>>,
+    /// Where it began.
+    at: At,
+}
+
+#[derive(Debug)]
+enum At {
+    /// Nanoseconds after the request entered.
+    Request(Arc<PhaseLog>, u64),
+    Elsewhere(Ticks),
 }
 
 impl LocalRecorder {
-    /// The time, by the clock of the request that this code runs for.
-    #[inline]
-    pub(crate) fn read(&self) -> Reading {
-        let scope = replace(Scope::default());
-        let paired = scope.origin.is_some_and(|origin| origin.owner == self.id() && origin.paired);
-        replace(scope);
-        Reading { at: self.now(paired), paired }
-    }
-
-    /// The time, by the same clock as another reading.
-    #[inline]
-    fn read_like(&self, Reading { paired, .. }: Reading) -> Reading {
-        Reading { at: self.now(paired), paired }
-    }
-
-    /// Nanoseconds since a reading.
-    #[inline]
-    pub(crate) fn elapsed(&self, since: Reading) -> u64 {
-        self.nanos_since(since.at, since.paired)
-    }
-
-    /// Nanoseconds between two readings of one clock.
-    #[inline]
-    fn between(&self, from: Reading, to: Reading) -> u64 {
-        self.nanos_between(from.at, to.at, from.paired)
-    }
-
-    /// Nanoseconds from a request's entry to a reading of its clock.
-    #[inline]
-    fn since_entry(&self, log: &PhaseLog, reading: Reading) -> u64 {
-        self.nanos_between(log.origin.entered, reading.at, reading.paired)
-    }
-
     /// Begins a phase of the request that this code runs for.
     pub(crate) fn begin_phase(&self, phase: PhaseIndex) -> Stretch {
-        self.begin_phase_at(phase, self.read())
+        let at = match current(Some(self.id())) {
+            Some(log) => {
+                let at = self.since_entry(&log);
+                log.begin(phase, at);
+                At::Request(log, at)
+            }
+            None => At::Elsewhere(self.now(false)),
+        };
+        Stretch { phase, at }
     }
 
-    /// Begins a phase that the request has been in since a reading.
-    pub(crate) fn begin_phase_at(&self, phase: PhaseIndex, begun: Reading) -> Stretch {
-        let log = current(Some(self.id()));
-        if let Some(log) = &log {
-            log.begin(phase, self.since_entry(log, begun));
+    /// Begins a phase that the request that this code runs for has been in since a reading of the clock.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn begin_phase_at(&self, phase: PhaseIndex, begun: Ticks) -> Stretch {
+        let at = match current(Some(self.id())) {
+            Some(log) => {
+                let at = self.since_entry(&log).saturating_sub(self.nanos_since(begun, false));
+                log.begin(phase, at);
+                At::Request(log, at)
+            }
+            None => At::Elsewhere(begun),
+        };
+        Stretch { phase, at }
+    }
+
+    /// Ends it, and returns how long it was, in nanoseconds.
+    pub(crate) fn end_phase(&self, stretch: &Stretch) -> u64 {
+        match &stretch.at {
+            At::Request(log, begun) => {
+                let at = self.since_entry(log);
+                log.end(stretch.phase, at);
+                at.saturating_sub(*begun)
+            }
+            At::Elsewhere(begun) => {
+                let ns = self.nanos_since(*begun, false);
+                self.record_elsewhere(stretch.phase, ns);
+                ns
+            }
         }
-        Stretch { phase, begun, log }
     }
 
-    /// Ends it, and returns how long it was, in nanoseconds, and when it ended.
-    pub(crate) fn end_phase(&self, stretch: &Stretch) -> (u64, Reading) {
-        let ended = self.read_like(stretch.begun);
-        let ns = self.between(stretch.begun, ended);
-        match &stretch.log {
-            Some(log) => log.end(stretch.phase, self.since_entry(log, ended)),
-            None => self.record_elsewhere(stretch.phase, ns),
-        }
-        (ns, ended)
-    }
-
-    /// Adds a phase that the request that this code runs for was in from a reading until now, and returns how
-    /// long that was, in nanoseconds, and when it ended. Cheaper than to begin and end it.
-    pub(crate) fn add_phase(&self, phase: PhaseIndex, begun: Reading) -> (u64, Reading) {
-        let ended = self.read_like(begun);
-        let ns = self.between(begun, ended);
+    /// Adds a phase that the request that this code runs for was in between two readings of the clock, the last
+    /// of them just now, and returns how long that was, in nanoseconds. Cheaper than to begin and to end it.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn add_phase(&self, phase: PhaseIndex, begun: Ticks, ended: Ticks) -> u64 {
+        let ns = self.nanos_between(begun, ended);
         let of_request = with_current(Some(self.id()), |log| {
-            log.add(phase, self.since_entry(log, begun), self.since_entry(log, ended));
+            let Origin { entered, paired, .. } = log.origin;
+            // A request that is paired goes by another clock.
+            let at =
+                if paired { self.since_entry(log) } else { self.nanos_between(entered, ended) };
+            log.add(phase, at.saturating_sub(ns), at);
         });
         if of_request.is_none() {
             self.record_elsewhere(phase, ns);
         }
-        (ns, ended)
+        ns
+    }
+
+    /// Nanoseconds since the request of a log entered.
+    pub(crate) fn since_entry(&self, log: &PhaseLog) -> u64 {
+        self.nanos_since(log.origin.entered, log.origin.paired)
     }
 
     /// Counts a token that let the request that this code runs for past no limiter.
@@ -457,7 +464,10 @@ impl Phase {
 
     /// The log of its request.
     pub(crate) fn log(&self) -> Option<Arc<PhaseLog>> {
-        self.stretch.log.clone()
+        match &self.stretch.at {
+            At::Request(log, _) => Some(log.clone()),
+            At::Elsewhere(_) => None,
+        }
     }
 }
 

@@ -12,9 +12,10 @@ use std::{
 };
 
 use crate::{
+    clock::Ticks,
     counts::{CacheCounts, PoolCounts},
     histogram::{HistogramCells, Precision, Writer, nanos},
-    phase::{PhaseIndex, Reading, Stretch},
+    phase::{PhaseIndex, Stretch},
     recorder::LocalRecorder,
     slot::PerSlot,
     sync::{
@@ -278,8 +279,8 @@ impl PoolWatch {
     pub fn wait(&self) -> PoolWait<'_> {
         let Watched { recorder, cells, .. } = &*self.watched;
         cells.asked();
-        let stretch = recorder.begin_phase(cells.wait);
-        PoolWait { pool: self, begun: stretch.begun, stretch: Some(stretch), over: false }
+        let (begun, stretch) = (recorder.now(false), recorder.begin_phase(cells.wait));
+        PoolWait { pool: self, begun, stretch: Some(stretch), over: false }
     }
 
     /// A wait that begins now, of somebody who [polls](PoolWait::poll) it.
@@ -288,7 +289,7 @@ impl PoolWatch {
     pub(crate) fn ask(&self) -> PoolWait<'_> {
         let Watched { recorder, cells, .. } = &*self.watched;
         cells.asked();
-        PoolWait { pool: self, begun: recorder.read(), stretch: None, over: false }
+        PoolWait { pool: self, begun: recorder.now(false), stretch: None, over: false }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
@@ -326,7 +327,7 @@ impl fmt::Debug for PoolWatch {
 #[must_use = "dropped, the wait counts as cancelled"]
 pub struct PoolWait<'p> {
     pool: &'p PoolWatch,
-    begun: Reading,
+    begun: Ticks,
     /// `None` while nobody can see it: it is told of when it is over.
     stretch: Option<Stretch>,
     over: bool,
@@ -342,7 +343,7 @@ impl PoolWait<'_> {
     /// [`acquired`](Self::acquired), for [`PoolHold::since`].
     #[cfg(feature = "sqlx")]
     #[inline]
-    pub(crate) fn acquired_at(mut self) -> Option<Reading> {
+    pub(crate) fn acquired_at(mut self) -> Option<Ticks> {
         self.end(|shard| &shard.acquired)
     }
 
@@ -373,14 +374,15 @@ impl PoolWait<'_> {
         self.end(|shard| &shard.failed);
     }
 
-    fn end(&mut self, as_what: Counted) -> Option<Reading> {
+    fn end(&mut self, as_what: Counted) -> Option<Ticks> {
         if mem::replace(&mut self.over, true) {
             return None;
         }
         let Watched { recorder, cells, .. } = &*self.pool.watched;
-        let (ns, ended) = match &self.stretch {
+        let ended = recorder.now(false);
+        let ns = match &self.stretch {
             Some(stretch) => recorder.end_phase(stretch),
-            None => recorder.add_phase(cells.wait, self.begun),
+            None => recorder.add_phase(cells.wait, self.begun, ended),
         };
         cells.ended(ns, as_what);
         Some(ended)
@@ -404,14 +406,14 @@ impl fmt::Debug for PoolWait<'_> {
 pub struct PoolHold {
     pool: PoolWatch,
     /// `None` if somebody else holds the connection, or nobody knows for how long.
-    since: Option<Reading>,
+    since: Option<Ticks>,
 }
 
 #[cfg(feature = "sqlx")]
 impl PoolHold {
     /// In use since then.
     #[inline]
-    pub(crate) fn new(pool: PoolWatch, since: Option<Reading>) -> Self {
+    pub(crate) fn new(pool: PoolWatch, since: Option<Ticks>) -> Self {
         Self { pool, since }
     }
 
@@ -438,7 +440,7 @@ impl Drop for PoolHold {
     fn drop(&mut self) {
         let Some(since) = self.since else { return };
         let Watched { recorder, cells, .. } = &*self.pool.watched;
-        let ns = recorder.elapsed(since);
+        let ns = recorder.nanos_since(since, false);
         let (shard, writer) = cells.in_slot();
         shard.hold.get_or_init(|| HistogramCells::new(cells.precision)).record(writer, ns);
         writer.publish(&shard.released);
