@@ -48,7 +48,8 @@ impl Service {
     /// The database, or Redis where it is set, cannot be reached within 10 s, or refuses.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let limiter = auth::limiter(&config)?;
-        let store = Store::open(&config).await?;
+        let perf = Perf::new();
+        let store = Store::open(&config, &perf).await?;
         let cache: Box<dyn Cache> = match &config.redis_url {
             None => Box::new(MemoryCache::new()),
             Some(url) => {
@@ -72,7 +73,6 @@ impl Service {
         let worker_task =
             refresh::start(store.clone(), model.clone(), interval, written, stop_worker.clone());
 
-        let perf = Perf::new();
         let cache = ReadThrough::new(cache, config.cache_ttl);
         let state = AppState { store: store.clone(), writer, cache, model };
         let router = router(Arc::new(state), &perf, Keys::new(&config.api_keys), limiter);

@@ -110,9 +110,10 @@ impl PoolCells {
         writer.add(&shard.asked, 1);
     }
 
-    /// A wait is over.
-    fn ended(&self, ns: u64, as_what: Counted) {
+    /// A wait is over; one that is told of only now is counted in first.
+    fn ended(&self, ns: u64, as_what: Counted, told_late: bool) {
         let (shard, writer) = self.in_slot();
+        writer.add(&shard.asked, told_late.into());
         shard.wait.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
         // Last: who sees the end sees the wait.
         writer.publish(as_what(shard));
@@ -287,9 +288,7 @@ impl PoolWatch {
     #[cfg(feature = "sqlx")]
     #[inline]
     pub(crate) fn ask(&self) -> PoolWait<'_> {
-        let Watched { recorder, cells, .. } = &*self.watched;
-        cells.asked();
-        PoolWait { pool: self, begun: recorder.now(false), stretch: None, over: false }
+        PoolWait { pool: self, begun: self.watched.recorder.now(false), stretch: None, over: false }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
@@ -359,6 +358,7 @@ impl PoolWait<'_> {
         let polled = future.poll(cx);
         if polled.is_pending() && self.stretch.is_none() {
             let Watched { recorder, cells, .. } = &*self.pool.watched;
+            cells.asked();
             self.stretch = Some(recorder.begin_phase_at(cells.wait, self.begun));
         }
         polled
@@ -384,7 +384,7 @@ impl PoolWait<'_> {
             Some(stretch) => recorder.end_phase(stretch),
             None => recorder.add_phase(cells.wait, self.begun, ended),
         };
-        cells.ended(ns, as_what);
+        cells.ended(ns, as_what, self.stretch.is_none());
         Some(ended)
     }
 }
