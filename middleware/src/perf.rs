@@ -225,6 +225,31 @@ impl Perf {
         ObservedPool::new(Watched::new(recorder, name, "sqlx", pool))
     }
 
+    /// Options for a pool that will be [wrapped](Self::observe_sqlx) under this name: how long it takes to check
+    /// idle connections is counted apart, as the pool's `recycle`. Without this, it is part of the waits alone.
+    ///
+    /// Connections are checked as they were, but by a `before_acquire` in the place of `test_before_acquire`: one
+    /// that the options have already is replaced. Options that do not check connections are left as they are.
+    ///
+    /// ```
+    /// # use sqlx::sqlite::SqlitePoolOptions;
+    /// # async fn connect(perf: &parallax_middleware::Perf, url: &str) -> sqlx::Result<()> {
+    /// let options = perf.observe_sqlx_options("db", SqlitePoolOptions::new());
+    /// let pool = perf.observe_sqlx("db", options.connect(url).await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "sqlx")]
+    pub fn observe_sqlx_options<DB: sqlx::Database>(
+        &self,
+        name: &str,
+        options: sqlx::pool::PoolOptions<DB>,
+    ) -> sqlx::pool::PoolOptions<DB> {
+        let recorder = LocalRecorder::clone(&self.recorder);
+        let pool = PoolWatch::new(Watched::new(recorder, name, "sqlx", ()));
+        crate::sqlx::count_checks(options, pool)
+    }
+
     /// Counts what a cache had and had not.
     ///
     /// ```

@@ -58,9 +58,11 @@ use std::{
 
 use futures_core::{Stream, future::BoxFuture, stream::BoxStream};
 use sqlx::{
-    Acquire, Database, Describe, Either, Error, Execute, Executor, Pool, SqlSafeStr, SqlStr,
-    Transaction, pool::PoolConnection,
+    Acquire, Connection, Database, Describe, Either, Error, Execute, Executor, Pool, SqlSafeStr,
+    SqlStr, Transaction,
+    pool::{PoolConnection, PoolOptions},
 };
+use tokio::time::Instant;
 
 use crate::{
     phase::Observed,
@@ -187,6 +189,25 @@ impl<DB: Database> ObservedPool<DB> {
             None => Ok(None),
         }
     }
+}
+
+/// Has the checks of idle connections counted.
+pub(crate) fn count_checks<DB: Database>(
+    options: PoolOptions<DB>,
+    pool: PoolWatch,
+) -> PoolOptions<DB> {
+    if !options.get_test_before_acquire() {
+        return options;
+    }
+    options.test_before_acquire(false).before_acquire(move |connection, _| {
+        let pool = pool.clone();
+        Box::pin(async move {
+            let began = Instant::now();
+            let answer = connection.ping().await;
+            pool.recycled(began.elapsed());
+            answer.map(|()| true)
+        })
+    })
 }
 
 /// A wait ends without a connection.

@@ -523,6 +523,31 @@ async fn other_errors_than_lack_of_time_count_as_failed() {
 }
 
 #[tokio::test]
+async fn checks_of_idle_connections_are_counted_apart_if_the_options_are_prepared() {
+    let (perf, server) = (Perf::new(), postgres::Postgres::start());
+    let options = perf.observe_sqlx_options("db", PgPoolOptions::new().max_connections(1));
+    let pool = perf.observe_sqlx("db", options.connect(&server.url()).await.expect("it runs"));
+    // Connecting has opened one.
+    let pid = async || query_scalar::<_, i32>("SELECT pg_backend_pid()").fetch_one(&pool).await;
+    let first = pid().await.expect("a row");
+    assert_eq!(pid().await.expect("a row"), first);
+    assert_eq!(row(&perf).recycle.count, 2);
+    // One that does not answer is replaced.
+    idle(&perf, &pool).await;
+    let mut other = PgConnection::connect(&server.url()).await.expect("it runs");
+    let ended =
+        query("SELECT pg_terminate_backend($1, 10000)").bind(first).execute(&mut other).await;
+    ended.expect("it is ended");
+    assert_ne!(pid().await.expect("a row"), first);
+    let seen = row(&perf);
+    assert_eq!((seen.recycle.count, seen.acquired, seen.failed), (3, 3, 0));
+
+    let unchecked = PgPoolOptions::new().test_before_acquire(false);
+    let options = perf.observe_sqlx_options("db", unchecked);
+    assert!(!options.get_test_before_acquire());
+}
+
+#[tokio::test]
 async fn waits_that_are_given_up_count_as_cancelled_and_leave_nothing_behind() {
     let perf = Perf::new();
     let pool = sqlite(&perf, SqlitePoolOptions::new().max_connections(1)).await;
