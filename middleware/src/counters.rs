@@ -228,10 +228,6 @@ impl Counters {
         &self.pools
     }
 
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
-    }
-
     pub(crate) fn precision(&self) -> Precision {
         self.precision
     }
@@ -274,7 +270,7 @@ impl Counters {
     #[inline]
     pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks, paired: bool) -> u64 {
         if paired {
-            self.shared_clock.nanos_between(start, end)
+            TokioClock::nanos_between(start, end)
         } else {
             self.clock.nanos_between(start, end)
         }
