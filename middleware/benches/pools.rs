@@ -4,11 +4,12 @@
 //! A pool as it is and one that is watched run in one process, in turn, round after round, so that whatever else
 //! the machine does meets both alike; what counts is the median over the rounds of the difference within the
 //! round. Connections are taken from an idle pool and given back at once, within a request under the layer and
-//! outside of any. What a pool does with a connection that was given back is waited for, and not timed. With
-//! `valgrind` installed, instructions are counted besides. The table goes into `docs/performance.md`, between its
-//! markers.
+//! outside of any. What a pool does with a connection that was given back is waited for, and not timed. No
+//! instructions are counted: what the allocator does for a pool is not the same each time. The table goes into
+//! `docs/performance.md`, between its markers, unless `-- --print` is given.
 #![allow(missing_docs, reason = "a benchmark has no API")]
 
+#[allow(dead_code, reason = "other benchmarks count instructions")]
 mod support;
 
 use std::{
@@ -30,13 +31,11 @@ use sqlx::{Sqlite, SqlitePool, sqlite::SqlitePoolOptions};
 use tokio::{runtime::Runtime, task::yield_now, time::Instant};
 use tower::Service;
 
-use crate::support::{instructions, median, write_tables};
+use crate::support::{median, write_tables};
 
 /// Connections of a pool, which are taken and given back one after another.
 const CONNECTIONS: u32 = 32;
 const ROUNDS: usize = 2_000;
-/// Rounds between two counts of instructions; start-up cancels out.
-const COUNTED: usize = 20;
 
 /// A pool, watched or not.
 trait Pool: Send + Sync {
@@ -130,7 +129,6 @@ struct Taken {
 }
 
 /// Takes every connection of a pool once. Only this is timed and counted.
-#[inline(never)]
 fn counted(pool: &dyn Pool) {
     (0..CONNECTIONS).for_each(|_| pool.take());
 }
@@ -200,34 +198,11 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
-/// The part of the command that callgrind runs.
-async fn count(arguments: &[String]) {
-    let number = |n: usize| arguments[n].parse::<usize>().expect("a number");
-    let perf = Perf::new();
-    let pair = pairs(&perf).await.swap_remove(number(0));
-    let pool = if number(1) == 0 { pair.bare } else { pair.watched };
-    let mut bench = Bench::new(&perf, &pool, Place::ALL[number(2)]);
-    for _ in 0..number(3) {
-        bench.round().await;
-    }
-}
-
-/// Instructions that one connection takes; `None` without callgrind.
-fn instructions_of(pair: usize, watched: bool, place: Place) -> Option<f64> {
-    let arguments = |rounds: usize| {
-        let numbers = [pair, watched.into(), place as usize, rounds];
-        ["--count".to_owned()].into_iter().chain(numbers.map(|n| n.to_string())).collect()
-    };
-    let options = ["--collect-atstart=no", "--toggle-collect=pools::counted*"];
-    instructions(&options, arguments, COUNTED).map(|count| count / f64::from(CONNECTIONS))
-}
-
 async fn run(rounds: usize) -> String {
-    let mut table = String::from(
-        "| | | bare, ns | watched, ns | allocations | instructions |\n|---|---|---:|---:|---:|---:|\n",
-    );
+    let mut table =
+        String::from("| | | bare, ns | watched, ns | allocations |\n|---|---|---:|---:|---:|\n");
     let perf = Perf::new();
-    for (n, pair) in pairs(&perf).await.iter().enumerate() {
+    for pair in &pairs(&perf).await {
         for place in Place::ALL {
             let mut both = [&pair.bare, &pair.watched].map(|pool| Bench::new(&perf, pool, place));
             let mut taken = [const { Vec::new() }; 2];
@@ -242,14 +217,9 @@ async fn run(rounds: usize) -> String {
                 let [bare, watched] = &taken;
                 median(bare.iter().zip(watched).map(|(b, w)| value(w) - value(b)).collect())
             };
-            let instructions =
-                match (instructions_of(n, false, place), instructions_of(n, true, place)) {
-                    (Some(bare), Some(watched)) => format!("{:+.0}", watched - bare),
-                    _ => "–".to_owned(),
-                };
             let _ = writeln!(
                 table,
-                "| {} | {} | {:.0} | {:+.0} | {:+.0} | {instructions} |",
+                "| {} | {} | {:.0} | {:+.0} | {:+.0} |",
                 pair.name,
                 place.name(),
                 median(taken[0].iter().map(|taken| taken.ns).collect()),
@@ -262,26 +232,8 @@ async fn run(rounds: usize) -> String {
 }
 
 fn main() {
-    if env::var("SIZES").is_ok() {
-        let p = runtime();
-        p.block_on(async {
-            let s = sqlite().await;
-            let f = s.acquire();
-            eprintln!("future {}", std::mem::size_of_val(&f));
-            let c = f.await.expect("x");
-            eprintln!("conn {} raw {}", std::mem::size_of_val(&c), std::mem::size_of_val(&*c));
-            let perf = Perf::new();
-            let o = perf.observe_sqlx("x", s.clone());
-            let f = o.acquire();
-            eprintln!("ofuture {}", std::mem::size_of_val(&f));
-        });
-        return;
-    }
     let arguments: Vec<String> = env::args().skip(1).collect();
     let runtime = runtime();
-    if let Some(at) = arguments.iter().position(|argument| argument == "--count") {
-        return runtime.block_on(count(&arguments[at + 1..]));
-    }
     if !arguments.iter().any(|argument| argument == "--bench") {
         // `cargo test --benches`: only that every pool does its part.
         runtime.block_on(run(2));
