@@ -28,6 +28,8 @@
 //! ```
 //!
 //! Features, none of which is on by default:
+//! - `compression`: `GET /perf` and what lies below it are compressed with gzip for clients that ask for it.
+//! - `hdrhistogram`: `GET /perf/histogram` can answer in `HdrHistogram`'s own encoding.
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
@@ -40,6 +42,7 @@ mod endpoint;
 mod future;
 #[cfg(feature = "token")]
 mod gate;
+mod guard;
 mod histogram;
 mod history;
 #[cfg(feature = "token")]
@@ -72,6 +75,7 @@ pub use counts::{
 pub use future::PerfFuture;
 #[cfg(feature = "token")]
 pub use gate::TokenCheck;
+pub use guard::{BearerGuard, GuardFuture, Guarded, WeakToken};
 pub use histogram::{LatencyHistogram, LatencySummary, Precision, samples_needed};
 pub use history::{UnknownWindow, Window};
 #[cfg(feature = "token")]
