@@ -8,6 +8,8 @@ mod bodies;
 mod bounded;
 // Paused time: what requests are timed by, and windows.
 mod clock;
+// Pools of deadpool, under a manager that only sleeps.
+mod deadpool;
 // What one protocol has and the other has not.
 mod http1;
 mod http2;
@@ -25,6 +27,8 @@ mod panics;
 mod phases;
 // Pools and caches that have no wrapper, and queueing theory.
 mod pools;
+// Pools of deadpool-redis: commands, and what a cache had, with a real Redis.
+mod redis;
 // What the services of these tests answer.
 mod responses;
 // Names of routes that no axum router knows: by a function, and of a gRPC service.

@@ -128,10 +128,12 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
+    use parallax_middleware::Perf;
+
     use super::*;
 
     fn cache() -> ReadThrough {
-        ReadThrough::new(Box::new(MemoryCache::new()), Duration::from_secs(60))
+        ReadThrough::new(Box::new(MemoryCache::new(&Perf::new())), Duration::from_secs(60))
     }
 
     async fn load(cache: &ReadThrough, value: &'static [u8], loads: &AtomicUsize) -> Bytes {

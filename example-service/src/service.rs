@@ -47,10 +47,11 @@ impl Service {
     /// # Errors
     /// The database, or Redis where it is set, cannot be reached within 10 s, or refuses.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let perf = Perf::new();
         let limiter = auth::limiter(&config)?;
         let store = Store::open(&config).await?;
         let cache: Box<dyn Cache> = match &config.redis_url {
-            None => Box::new(MemoryCache::new()),
+            None => Box::new(MemoryCache::new(&perf)),
             Some(url) => {
                 // Two services on one Redis but two databases must not read each other's answers.
                 let installation =
@@ -59,7 +60,7 @@ impl Service {
                         reason: error.to_string(),
                     })?;
                 let prefix = format!("example-service:{installation}");
-                Box::new(RedisCache::connect(url, config.redis_connections, prefix).await?)
+                Box::new(RedisCache::connect(url, config.redis_connections, prefix, &perf).await?)
             }
         };
 
@@ -72,7 +73,6 @@ impl Service {
         let worker_task =
             refresh::start(store.clone(), model.clone(), interval, written, stop_worker.clone());
 
-        let perf = Perf::new();
         let cache = ReadThrough::new(cache, config.cache_ttl);
         let state = AppState { store: store.clone(), writer, cache, model };
         let keys = Keys::new(&config.api_keys);

@@ -70,6 +70,15 @@ impl Clock {
             Self::Tokio(clock) => clock.nanos_since(start),
         }
     }
+
+    /// Nanoseconds between two readings, zero if the second came first.
+    #[inline]
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks) -> u64 {
+        match self {
+            Self::Counter(clock) => clock.delta_as_nanos(start.0, end.0),
+            Self::Tokio(clock) => clock.nanos_between(start, end),
+        }
+    }
 }
 
 impl TokioClock {
@@ -86,7 +95,14 @@ impl TokioClock {
     /// Nanoseconds since `start`, zero if that is still to come.
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
-        self.now().0.saturating_sub(start.0)
+        self.nanos_between(start, self.now())
+    }
+
+    /// Nanoseconds between two readings, zero if the second came first.
+    #[inline]
+    #[expect(clippy::unused_self, reason = "only its own clock knows what a reading means")]
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks) -> u64 {
+        end.0.saturating_sub(start.0)
     }
 
     /// The instant of a reading.

@@ -131,6 +131,16 @@ pub(crate) struct AtLimiter {
     pub(crate) refused: Option<TokenRefusal>,
 }
 
+impl AtLimiter {
+    fn of(admission: Admission) -> Self {
+        Self {
+            admission: Some(admission),
+            #[cfg(feature = "token")]
+            refused: None,
+        }
+    }
+}
+
 /// A request that is over, as its route counts it. Times are nanoseconds from its entry.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ended {
@@ -260,6 +270,16 @@ impl Counters {
         if paired { self.shared_clock.nanos_since(start) } else { self.clock.nanos_since(start) }
     }
 
+    /// Nanoseconds between two readings of [`now`](Self::now).
+    #[inline]
+    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks, paired: bool) -> u64 {
+        if paired {
+            self.shared_clock.nanos_between(start, end)
+        } else {
+            self.clock.nanos_between(start, end)
+        }
+    }
+
     /// The instant of a reading for a request that is paired.
     pub(crate) fn instant(&self, ticks: Ticks) -> Instant {
         self.shared_clock.instant(ticks)
@@ -267,17 +287,13 @@ impl Counters {
 
     /// Counts what the limiter did with a request.
     pub(crate) fn admission(&self, admission: Admission) {
-        self.limiter.count(
-            Writer::Shared,
-            AtLimiter { admission: Some(admission), ..AtLimiter::default() },
-        );
+        self.limiter.count(Writer::Shared, AtLimiter::of(admission));
     }
 
     /// Counts a token that lets nobody past the limiter.
     #[cfg(feature = "token")]
     pub(crate) fn refused(&self, refusal: TokenRefusal) {
-        self.limiter
-            .count(Writer::Shared, AtLimiter { refused: Some(refusal), ..AtLimiter::default() });
+        self.limiter.count(Writer::Shared, AtLimiter { admission: None, refused: Some(refusal) });
     }
 
     /// Every route with its counters. Those that have not changed since `earlier` are shared with it.

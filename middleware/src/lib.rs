@@ -29,6 +29,9 @@
 //!
 //! Features, none of which is on by default:
 //! - `compression`: `GET /perf` and what lies below it are compressed with gzip for clients that ask for it.
+//! - `deadpool`: pools of `deadpool` say how long was waited for a connection (`Perf::observe_deadpool`).
+//! - `deadpool-redis`: pools of `deadpool-redis` say besides how long commands took, and what the cache had
+//!   (`Perf::observe_redis`).
 //! - `hdrhistogram`: `GET /perf/histogram` can answer in `HdrHistogram`'s own encoding.
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
@@ -38,6 +41,8 @@ mod bypass;
 mod clock;
 mod counters;
 mod counts;
+#[cfg(feature = "deadpool")]
+mod deadpool;
 mod endpoint;
 mod future;
 #[cfg(feature = "token")]
@@ -58,6 +63,8 @@ mod pool;
 mod probe;
 mod process;
 mod recorder;
+#[cfg(feature = "deadpool-redis")]
+mod redis;
 mod route;
 mod service;
 mod slot;
@@ -67,6 +74,8 @@ mod sync;
 #[cfg(feature = "token")]
 mod token;
 
+#[cfg(feature = "deadpool")]
+pub use self::deadpool::{ObservedDeadpool, ObservedManager, ObservedObject};
 pub use bypass::{Bypass, BypassFuture, BypassLayer, BypassPolicy, BypassService, LetThrough};
 pub use counts::{
     CacheCounts, LimiterCounts, PhaseCounts, PoolCounts, RefusedTokens, RouteCounts, StreamCounts,
@@ -90,6 +99,8 @@ pub use phase::{Followed, Observed, Phase};
 pub use pool::{CacheWatch, PoolHold, PoolWait, PoolWatch, TimeoutKind};
 pub use probe::{LoadMark, PhaseTime, Probe, ProbeSource, ServerRecord};
 pub use process::ProcessUsage;
+#[cfg(feature = "deadpool-redis")]
+pub use redis::{ObservedConnection, ObservedRedis};
 pub use route::RouteKey;
 pub use service::PerfService;
 pub use snapshot::{

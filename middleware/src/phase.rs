@@ -6,7 +6,7 @@
 use std::{
     cell::Cell,
     future::Future,
-    mem::ManuallyDrop,
+    mem::{self, ManuallyDrop},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -251,8 +251,10 @@ impl PhaseLog {
         let mut spans = self.spans();
         spans.closed = true;
         let cut = |ns: u64, open: u32| ns.wrapping_add(at.wrapping_mul(open.into()));
+        // Nobody asks again: taken, they are turned into times where they are.
+        let phases = mem::take(&mut spans.phases);
         PhaseTimes {
-            times: spans.phases.iter().map(|span| (span.phase, cut(span.ns, span.open))).collect(),
+            times: phases.into_iter().map(|span| (span.phase, cut(span.ns, span.open))).collect(),
             covered: cut(spans.covered, spans.open.min(1)),
         }
     }
@@ -370,45 +372,43 @@ pub(crate) fn within<T>(log: &Arc<PhaseLog>, run: impl FnOnce() -> T) -> T {
 #[derive(Debug)]
 pub(crate) struct Stretch {
     phase: PhaseIndex,
-    /// Where it began.
-    at: At,
+    begun: Ticks,
+    /// Timed by the clock that its request shares with its client?
+    paired: bool,
+    /// Of its request.
+    log: Option<Arc<PhaseLog>>,
 }
 
-#[derive(Debug)]
-enum At {
-    /// Nanoseconds after the request entered.
-    Request(Arc<PhaseLog>, u64),
-    Elsewhere(Ticks),
+/// The end of a [`Stretch`].
+pub(crate) struct StretchEnd {
+    /// Nanoseconds since it began.
+    pub(crate) ns: u64,
+    /// When; `None` by the clock that a request shares with its client.
+    pub(crate) at: Option<Ticks>,
 }
 
 impl LocalRecorder {
     /// Begins a phase of the request that this code runs for.
     pub(crate) fn begin_phase(&self, phase: PhaseIndex) -> Stretch {
-        let at = match current(Some(self.id())) {
-            Some(log) => {
-                let at = self.since_entry(&log);
-                log.begin(phase, at);
-                At::Request(log, at)
-            }
-            None => At::Elsewhere(self.now(false)),
-        };
-        Stretch { phase, at }
+        let log = current(Some(self.id()));
+        let paired = log.as_ref().is_some_and(|log| log.origin.paired);
+        let begun = self.now(paired);
+        if let Some(log) = &log {
+            log.begin(phase, self.since_entry(log, begun));
+        }
+        Stretch { phase, begun, paired, log }
     }
 
-    /// Ends it, and returns how long it was, in nanoseconds.
-    pub(crate) fn end_phase(&self, stretch: &Stretch) -> u64 {
-        match &stretch.at {
-            At::Request(log, begun) => {
-                let at = self.since_entry(log);
-                log.end(stretch.phase, at);
-                at.saturating_sub(*begun)
-            }
-            At::Elsewhere(begun) => {
-                let ns = self.nanos_since(*begun, false);
-                self.record_elsewhere(stretch.phase, ns);
-                ns
-            }
+    /// Ends it.
+    pub(crate) fn end_phase(&self, stretch: &Stretch) -> StretchEnd {
+        let Stretch { phase, begun, paired, ref log } = *stretch;
+        let now = self.now(paired);
+        let ns = self.nanos_between(begun, now, paired);
+        match log {
+            Some(log) => log.end(phase, self.since_entry(log, now)),
+            None => self.record_elsewhere(phase, ns),
         }
+        StretchEnd { ns, at: (!paired).then_some(now) }
     }
 
     /// Counts a token that let the request that this code runs for past no limiter.
@@ -420,9 +420,9 @@ impl LocalRecorder {
         }
     }
 
-    /// Nanoseconds since the request of a log entered.
-    pub(crate) fn since_entry(&self, log: &PhaseLog) -> u64 {
-        self.nanos_since(log.origin.entered, log.origin.paired)
+    /// Nanoseconds from when the request of a log entered.
+    fn since_entry(&self, log: &PhaseLog, until: Ticks) -> u64 {
+        self.nanos_between(log.origin.entered, until, log.origin.paired)
     }
 }
 
@@ -442,10 +442,7 @@ impl Phase {
 
     /// The log of its request.
     pub(crate) fn log(&self) -> Option<Arc<PhaseLog>> {
-        match &self.stretch.at {
-            At::Request(log, _) => Some(log.clone()),
-            At::Elsewhere(_) => None,
-        }
+        self.stretch.log.clone()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pools and caches: who waits for a connection, for how long, and how long it is kept.
 
 use std::{
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -10,13 +10,13 @@ use crate::{
     clock::{Clock, Ticks},
     counts::{CacheCounts, PoolCounts},
     histogram::{HistogramCells, Precision, Writer, nanos},
-    phase::{PhaseIndex, Stretch},
+    phase::{PhaseIndex, Stretch, StretchEnd},
     recorder::LocalRecorder,
     slot::PerSlot,
     sync::{
         OnceLock,
         atomic::{
-            AtomicU64,
+            AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed},
         },
     },
@@ -30,6 +30,12 @@ pub(crate) struct PoolCells {
     precision: Precision,
     /// `pool_wait:<name>`.
     wait: PhaseIndex,
+    /// What it takes to open and to check connections is counted by whoever does it.
+    #[cfg_attr(
+        not(feature = "deadpool"),
+        expect(dead_code, reason = "no other pool needs to know")
+    )]
+    parts_apart: AtomicBool,
     shards: PerSlot<PoolShard>,
     /// Those who know how large it is, as long as they are there: a snapshot keeps no pool open.
     sources: Mutex<Vec<Weak<dyn PoolSource>>>,
@@ -200,6 +206,7 @@ impl PoolWatch {
                 clock: recorder.clock().clone(),
                 precision: recorder.precision(),
                 wait: recorder.phase(&format!("pool_wait:{name}")),
+                parts_apart: AtomicBool::new(false),
                 shards: PerSlot::new(),
                 sources: Mutex::default(),
             });
@@ -231,6 +238,22 @@ impl PoolWatch {
     pub fn recycled(&self, took: Duration) {
         self.cells.record(|shard| &shard.recycle, took);
     }
+
+    /// Whoever opens and checks connections says themselves how long that takes.
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn times_its_parts(&self) {
+        self.cells.parts_apart.store(true, Relaxed);
+    }
+
+    /// A whole wait went into opening a connection, or into checking one; counted if nobody else does.
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn prepared(&self, new: bool, took: Duration) {
+        match new {
+            _ if self.cells.parts_apart.load(Relaxed) => {}
+            true => self.created(took),
+            false => self.recycled(took),
+        }
+    }
 }
 
 impl fmt::Debug for PoolWatch {
@@ -249,10 +272,16 @@ pub struct PoolWait<'p> {
 
 impl PoolWait<'_> {
     /// The connection is there. It counts as in use until the returned value is dropped.
-    pub fn acquired(mut self) -> PoolHold {
-        self.end(|shard| &shard.acquired);
+    pub fn acquired(self) -> PoolHold {
+        self.acquired_after().0
+    }
+
+    /// The same, and how long the wait was.
+    pub(crate) fn acquired_after(mut self) -> (PoolHold, Duration) {
+        let StretchEnd { ns, at } = self.end(|shard| &shard.acquired);
         let cells = self.pool.cells.clone();
-        PoolHold { since: cells.clock.now(), cells }
+        let since = at.unwrap_or_else(|| cells.clock.now());
+        (PoolHold { cells, since }, Duration::from_nanos(ns))
     }
 
     /// The pool gave up: it ran out of time.
@@ -261,7 +290,7 @@ impl PoolWait<'_> {
             TimeoutKind::Wait => self.end(|shard| &shard.timeouts[0]),
             TimeoutKind::Create => self.end(|shard| &shard.timeouts[1]),
             TimeoutKind::Recycle => self.end(|shard| &shard.timeouts[2]),
-        }
+        };
     }
 
     /// There is no connection, for any other reason.
@@ -269,22 +298,23 @@ impl PoolWait<'_> {
         self.end(|shard| &shard.failed);
     }
 
-    fn end(&mut self, as_what: fn(&PoolShard) -> &AtomicU64) {
-        if mem::replace(&mut self.over, true) {
-            return;
-        }
-        let ns = self.pool.recorder.end_phase(&self.stretch);
+    fn end(&mut self, as_what: fn(&PoolShard) -> &AtomicU64) -> StretchEnd {
+        self.over = true;
+        let end = self.pool.recorder.end_phase(&self.stretch);
         let (shard, writer) = self.pool.cells.in_slot();
         let wait = shard.wait.get_or_init(|| HistogramCells::new(self.pool.cells.precision));
-        wait.record(writer, ns);
+        wait.record(writer, end.ns);
         // Last: who sees the end sees the wait.
         writer.publish(as_what(shard));
+        end
     }
 }
 
 impl Drop for PoolWait<'_> {
     fn drop(&mut self) {
-        self.end(|shard| &shard.cancelled);
+        if !self.over {
+            self.end(|shard| &shard.cancelled);
+        }
     }
 }
 
@@ -354,14 +384,19 @@ impl CacheWatch {
 
     /// What was looked for was there.
     pub fn hit(&self) {
-        let (shard, writer) = self.cells.shards.here(CacheShard::default);
-        writer.add(&shard.hits, 1);
+        self.add(1, 0);
     }
 
     /// It was not.
     pub fn miss(&self) {
+        self.add(0, 1);
+    }
+
+    /// So much was there, and so much was not.
+    pub(crate) fn add(&self, hits: u64, misses: u64) {
         let (shard, writer) = self.cells.shards.here(CacheShard::default);
-        writer.add(&shard.misses, 1);
+        writer.add(&shard.hits, hits);
+        writer.add(&shard.misses, misses);
     }
 
     /// One or the other: [`hit`](Self::hit) if there is something in it, else [`miss`](Self::miss). Hands it

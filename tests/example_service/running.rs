@@ -10,7 +10,7 @@ use example_service::{Service, StartError};
 use serde_json::json;
 
 use super::api::{KEY, Storage, ids, request};
-use crate::support::server::free_port;
+use crate::support::{eventually, server::free_port};
 
 pub(super) async fn what_was_acknowledged_survives_a_restart(storage: Storage) {
     let api = storage.start().await;
@@ -140,6 +140,25 @@ async fn answers_are_kept_in_redis_and_its_end_costs_none() {
     }
     api.store("/entities", &json!([{"id": 1, "title": "White tea"}])).await;
     assert_eq!(api.read("/entities/1").await["title"], "White tea");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_either_cache_had_is_counted_and_its_time_is_told_by_route() {
+    for (storage, pools) in [(Storage::sqlite(), 0), (Storage::postgres_and_redis(), 1)] {
+        let api = storage.start().await;
+        api.store("/entities", &json!([{"id": 1, "title": "Green tea"}])).await;
+        let cache = eventually("an answer comes from the cache", async || {
+            api.read("/entities/1").await;
+            let caches = api.service.perf().snapshot().view().caches;
+            caches.into_iter().find(|cache| cache.name == "cache" && cache.hits > 0)
+        })
+        .await;
+        assert!(cache.misses > 0, "{cache:?}");
+        let view = api.service.perf().snapshot().view();
+        assert_eq!(view.pools.iter().filter(|pool| pool.name == "cache").count(), pools);
+        let route = view.routes.iter().find(|row| row.route == "/entities/{id}").expect("asked");
+        assert!(route.phases["cache:cache"].count >= cache.hits + cache.misses, "{route:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

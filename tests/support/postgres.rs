@@ -48,6 +48,7 @@ impl Postgres {
         // nothing needs to reach the disk.
         command.args(["-k", "", "-c", "fsync=off", "-c", "synchronous_commit=off"]);
         command.args(["-c", "full_page_writes=off", "-c", "shared_buffers=32MB"]);
+        command.args(["-c", "max_connections=200"]);
         let pid_file = data.join("postmaster.pid");
         let ready = || {
             // The eighth line is the state, padded.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use moka::{Expiry, future};
+use parallax_middleware::{CacheWatch, Perf};
 
 use super::Cache;
 
@@ -23,10 +24,12 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct MemoryCache {
     kept: future::Cache<String, Kept>,
+    perf: Perf,
+    watch: CacheWatch,
 }
 
 impl MemoryCache {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(perf: &Perf) -> Self {
         let kept = future::Cache::builder()
             .max_capacity(CAPACITY)
             .weigher(|key: &String, kept: &Kept| {
@@ -34,14 +37,15 @@ impl MemoryCache {
             })
             .expire_after(OwnTtl)
             .build();
-        Self { kept }
+        Self { kept, perf: perf.clone(), watch: perf.cache("cache") }
     }
 }
 
 #[async_trait]
 impl Cache for MemoryCache {
     async fn get(&self, key: &str) -> Option<Bytes> {
-        self.kept.get(key).await.map(|kept| kept.value)
+        let kept = self.perf.observe("cache:cache", self.kept.get(key)).await;
+        self.watch.count(kept).map(|kept| kept.value)
     }
 
     async fn set(&self, key: String, value: Bytes, ttl: Duration) {
@@ -80,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_set_is_found_until_it_is_invalidated() {
-        let cache = MemoryCache::new();
+        let cache = MemoryCache::new(&Perf::new());
         let ttl = Duration::from_secs(60);
         cache.set("a".to_owned(), Bytes::from_static(b"1"), ttl).await;
         cache.set("a".to_owned(), Bytes::from_static(b"2"), ttl).await;
@@ -91,7 +95,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_lasts_no_time_is_not_found() {
-        let cache = MemoryCache::new();
+        let cache = MemoryCache::new(&Perf::new());
         cache.set("a".to_owned(), Bytes::from_static(b"1"), Duration::ZERO).await;
         assert_eq!(cache.get("a").await, None);
     }

@@ -8,9 +8,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool_redis::{
-    Config, Connection, Pool, PoolError, Runtime,
+    Config, Connection, PoolError, Runtime,
     redis::{self, RedisError},
 };
+use parallax_middleware::{ObservedConnection, ObservedRedis, Perf};
 
 use super::Cache;
 use crate::{config::SecretUrl, redact::scrubbed, service::StartError};
@@ -25,7 +26,7 @@ const REST_MS: u64 = 1_000;
 /// Keeps answers in Redis, under a prefix that belongs to one database.
 #[derive(Debug)]
 pub(crate) struct RedisCache {
-    pool: Pool,
+    pool: ObservedRedis,
     prefix: String,
     url: SecretUrl,
     started: Instant,
@@ -49,6 +50,7 @@ impl RedisCache {
         url: &SecretUrl,
         connections: usize,
         prefix: String,
+        perf: &Perf,
     ) -> Result<Self, StartError> {
         let failed = |reason: String| StartError::Redis {
             url: url.shown(),
@@ -65,7 +67,7 @@ impl RedisCache {
             .build()
             .map_err(|error| failed(error.to_string()))?;
         let cache = Self {
-            pool,
+            pool: perf.observe_redis("cache", pool),
             prefix,
             url: url.clone(),
             started: Instant::now(),
@@ -106,12 +108,12 @@ impl RedisCache {
     }
 
     async fn ask<T: redis::FromRedisValue>(&self, command: redis::Cmd) -> Result<T, Failure> {
-        let mut connection: Connection = self.pool.get().await?;
+        let mut connection = self.pool.get().await?;
         match tokio::time::timeout(PATIENCE, command.query_async(&mut connection)).await {
             Ok(answer) => Ok(answer?),
             Err(_) => {
                 // Whoever comes next should not wait behind what this one is stuck on.
-                drop(Connection::take(connection));
+                drop(Connection::take(ObservedConnection::into_inner(connection)));
                 Err(Failure::Late)
             }
         }
