@@ -280,7 +280,12 @@ sorted();
 // One route, opened
 
 const detail = { element: el('tr', { class: 'detail', id: 'detail' }), body: el('div', { class: 'panel' }), curve: null, fetched: 0, asking: false };
-detail.element.append(el('td', { colspan: COLUMNS.length }, detail.body));
+detail.cell = el('td', {}, detail.body);
+detail.element.append(detail.cell);
+// As wide as the columns that the window has room for.
+const stretch = () => { detail.cell.colSpan = [...$('head').children].filter(head => head.offsetParent).length || 1; };
+addEventListener('resize', stretch);
+stretch();
 const slots = Object.fromEntries(['title', 'curve', 'time', 'phases', 'times'].map(name => [name, el('div', { class: name === 'curve' || name === 'time' ? null : 'wide' })]));
 const closing = el('button', { type: 'button' }, 'Close');
 closing.addEventListener('click', () => toggle(state.open));
@@ -298,9 +303,13 @@ function toggle(key) {
     row.open.setAttribute('aria-controls', 'detail');
     detail.curve = null;
     detail.fetched = 0;
+    arrange(true);
+    stretch();
     show(row);
-  } else if (was) was.open.focus();
-  arrange(true);
+  } else {
+    arrange(true);
+    was?.open.focus();
+  }
 }
 
 function show(row) {
@@ -308,6 +317,7 @@ function show(row) {
   text(method, visible(row.method));
   text(name, visible(row.route));
   ask(row);
+  W = Math.max(260, slots.curve.clientWidth || W);
   slots.curve.replaceChildren(percentiles(row));
   slots.time.replaceChildren(overTime(row));
   refill(slots.phases, whereTimeGoes(row.data));
@@ -341,7 +351,8 @@ async function ask(row) {
   } catch { /* The stream says that the service is gone. */ } finally { detail.asking = false; }
 }
 
-const W = 380, H = 170, LEFT = 52, RIGHT = 10, TOP = 8, BOTTOM = 22;
+let W = 380;
+const H = 190, LEFT = 56, RIGHT = 16, TOP = 8, BOTTOM = 24;
 const chart = (label, ...children) => svg('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label': label }, ...children);
 const note = words => svg('text', { class: 'empty', x: W / 2, y: H / 2, 'text-anchor': 'middle' }, words);
 const gridX = (x, label) => [svg('line', { class: 'grid', x1: x, x2: x, y1: TOP, y2: H - BOTTOM }), svg('text', { class: 'tick', x, y: H - 6, 'text-anchor': 'middle' }, label)];
@@ -525,7 +536,7 @@ function render() {
     ['errors', percent(requests ? failed / requests : 0), failed ? 'bad' : ''], ['limited', percent(requests ? limited / requests : 0), limited ? 'warn' : ''],
     process.cpu_s != null && view.window_s > 0 ? ['processors', [three(process.cpu_s / long), 'busy']] : process.cpu_s != null ? ['processor time', duration(process.cpu_s * 1e6)] : null,
     process.rss_bytes != null ? ['memory', bytes(process.rss_bytes)] : null,
-    runtime ? [`${runtime.workers} worker${runtime.workers === 1 ? '' : 's'} busy`, percent(runtime.busy_ratio), runtime.busy_ratio > 0.9 ? 'warn' : ''] : null,
+    runtime ? ['workers busy', [percent(runtime.busy_ratio)[0], `${percent(runtime.busy_ratio)[1]} of ${runtime.workers}`], runtime.busy_ratio > 0.9 ? 'warn' : ''] : null,
     runtime ? ['queued tasks', count(runtime.global_queue_depth)] : null, runtime ? ['tasks', count(runtime.alive_tasks)] : null,
     ['up', (up => [up.split(' ')[0], up.split(' ')[1]])(span(view.uptime_s))],
   ]);
