@@ -57,7 +57,9 @@ impl Watch {
         self.browser.open(&url).await;
         self.browser.wait("document.querySelector('#state').textContent === 'Live'").await;
         self.browser.click("[data-window='']").await;
-        self.browser.wait("document.querySelector('#age').textContent.includes('since the start')").await;
+        self.browser
+            .wait("document.querySelector('#age').textContent.includes('since the start')")
+            .await;
     }
 
     /// The names of the routes, in the order in which they stand there.
@@ -92,7 +94,11 @@ const SOME: &[(&str, usize)] = &[("/items/7", 100), ("/broken", 3), ("/slow", 10
 async fn the_table_shows_the_figures_of_each_route() {
     let mut watch = Watch::over(SOME).await;
     watch.open().await;
-    assert_eq!(watch.names().await, ["/items/{id}", "/search", "/slow", "/broken"], "the busiest first");
+    assert_eq!(
+        watch.names().await,
+        ["/items/{id}", "/search", "/slow", "/broken"],
+        "the busiest first"
+    );
     let headers = watch.browser.texts("#head th").await;
     let row = watch.browser.texts("#rows tr:last-child > *").await;
     let figure = |name: &str| &*row[headers.iter().position(|header| header == name).expect(name)];
@@ -110,7 +116,8 @@ async fn the_table_shows_the_figures_of_each_route() {
 async fn new_figures_come_by_themselves() {
     let mut watch = Watch::over(&[("/items/7", 1)]).await;
     watch.open().await;
-    let held = Router::new().route("/held", get(std::future::pending::<()>)).layer(watch.perf.layer());
+    let held =
+        Router::new().route("/held", get(std::future::pending::<()>)).layer(watch.perf.layer());
     let task = tokio::spawn(tower::ServiceExt::oneshot(held, request("GET", "/held")));
     watch.browser.wait("document.querySelector('#rows').textContent.includes('/held')").await;
     watch.browser.wait("document.querySelector('#tiles').textContent.includes('1in flight') || [...document.querySelectorAll('#tiles > div')].some(t => t.textContent === 'in flight1')").await;
@@ -154,7 +161,10 @@ async fn the_filter_keeps_the_routes_that_have_every_word() {
     assert_eq!(watch.browser.texts("#shown").await, ["1 of 4"]);
     watch.browser.write("<b>").await;
     assert_eq!(watch.names().await, [""; 0]);
-    assert_eq!(watch.browser.value("document.querySelector('#none').innerText").await, "No route matches the filter.");
+    assert_eq!(
+        watch.browser.value("document.querySelector('#none').innerText").await,
+        "No route matches the filter."
+    );
     watch.browser.press("Escape").await;
     assert_eq!(watch.names().await.len(), 4);
     watch.assert_content();
@@ -166,12 +176,30 @@ async fn a_route_opens_into_its_percentiles_its_past_and_where_its_time_goes() {
     watch.open().await;
     watch.browser.click("#rows tr:nth-child(2) button").await;
     assert_eq!(watch.browser.texts("#detail .full bdi").await, ["/search"]);
-    assert_eq!(watch.browser.value("document.querySelector('[aria-expanded=true]').getAttribute('aria-controls')").await, "detail");
+    assert_eq!(
+        watch
+            .browser
+            .value("document.querySelector('[aria-expanded=true]').getAttribute('aria-controls')")
+            .await,
+        "detail"
+    );
     watch.browser.wait("document.querySelectorAll('#detail figure svg .line').length === 3").await;
     // Seven figures of the summary would make seven points.
-    watch.browser.wait("document.querySelector('#detail .k0 .line').getAttribute('d').split('L').length > 12").await;
+    watch
+        .browser
+        .wait(
+            "document.querySelector('#detail .k0 .line').getAttribute('d').split('L').length > 12",
+        )
+        .await;
     let label = "document.querySelector('#detail svg').getAttribute('aria-label')";
-    assert!(watch.browser.value(label).await.as_str().is_some_and(|label| label.contains("p50 ") && label.contains("p95 ")));
+    assert!(
+        watch
+            .browser
+            .value(label)
+            .await
+            .as_str()
+            .is_some_and(|label| label.contains("p50 ") && label.contains("p95 "))
+    );
     let phases = watch.browser.texts("#detail .figures:not(.scroll) tbody tr th bdi").await;
     assert_eq!(phases.first().map(String::as_str), Some("query:search"), "{phases:?}");
     assert_eq!(phases.last().map(String::as_str), Some("handler"), "{phases:?}");
@@ -179,7 +207,10 @@ async fn a_route_opens_into_its_percentiles_its_past_and_where_its_time_goes() {
     let widths = "(() => { const bar = document.querySelector('.share'); return bar.firstChild.getBoundingClientRect().width / bar.getBoundingClientRect().width })()";
     assert!(watch.browser.value(widths).await.as_f64().is_some_and(|share| share > 0.5));
     watch.browser.press("Escape").await;
-    assert_eq!(watch.browser.value("document.querySelector('#detail')").await, serde_json::Value::Null);
+    assert_eq!(
+        watch.browser.value("document.querySelector('#detail')").await,
+        serde_json::Value::Null
+    );
     watch.assert_content();
 }
 
@@ -192,7 +223,10 @@ async fn a_pause_holds_the_figures_and_says_how_old_they_are() {
     assert_eq!(watch.browser.texts("#pause").await, ["Resume"]);
     let requests = Router::new().route("/new", get(async || "")).layer(watch.perf.layer());
     ask(&requests, &[("/new", 5)]).await;
-    watch.browser.wait("/figures of .* [2-9] s old/.test(document.querySelector('#age').textContent)").await;
+    watch
+        .browser
+        .wait("/figures of .* [2-9] s old/.test(document.querySelector('#age').textContent)")
+        .await;
     assert_eq!(watch.names().await, ["/items/{id}"]);
     watch.browser.click("#pause").await;
     watch.browser.wait("document.querySelector('#state').textContent === 'Live'").await;
@@ -244,7 +278,14 @@ async fn a_lost_stream_is_owned_up_to_and_found_again() {
     watch.browser.wait("document.querySelector('#state').textContent === 'Stream lost'").await;
     watch.browser.wait("/figures of [0-9:]+, [1-9][0-9]* s old; next try in [0-9]+ s/.test(document.querySelector('#age').textContent)").await;
     assert_eq!(watch.names().await, ["/items/{id}"], "old figures stay, with their age");
-    assert!(watch.browser.value("document.title").await.as_str().is_some_and(|title| title.starts_with("Stream lost")));
+    assert!(
+        watch
+            .browser
+            .value("document.title")
+            .await
+            .as_str()
+            .is_some_and(|title| title.starts_with("Stream lost"))
+    );
 
     let _cable = Cable::plug(address, watch.server.address()).await;
     watch.browser.wait("document.querySelector('#state').textContent === 'Live'").await;
@@ -279,7 +320,11 @@ async fn everything_is_in_reach_of_the_keyboard() {
             break;
         }
     }
-    assert_eq!(passed.first().map(String::as_str), Some("Route"), "each header is a button: {passed:?}");
+    assert_eq!(
+        passed.first().map(String::as_str),
+        Some("Route"),
+        "each header is a button: {passed:?}"
+    );
     assert_eq!(passed.last().map(String::as_str), Some("GET/search"), "{passed:?}");
     let outline = "getComputedStyle(document.activeElement).outlineStyle";
     assert_eq!(watch.browser.value(outline).await, "solid", "it shows where the focus is");
@@ -291,7 +336,10 @@ async fn everything_is_in_reach_of_the_keyboard() {
     assert_ne!(watch.browser.texts("#tiles dd").await.len(), 0, "{at:?}");
     assert_eq!(watch.browser.value("document.activeElement.textContent").await, "GET/search");
     watch.browser.press("Escape").await;
-    assert_eq!(watch.browser.value("document.querySelector('#detail')").await, serde_json::Value::Null);
+    assert_eq!(
+        watch.browser.value("document.querySelector('#detail')").await,
+        serde_json::Value::Null
+    );
     assert_eq!(watch.browser.value("document.activeElement.textContent").await, "GET/search");
     watch.assert_content();
 }
@@ -323,17 +371,17 @@ async fn names_of_routes_are_text_whatever_is_in_them() {
         let n: usize = head.uri.path()[1..].parse().ok()?;
         names.get(n).map(String::as_str)
     });
-    let app = Router::new().fallback(async || "").layer(named).merge(
-        // The page's own fallback would make two.
-        Router::new().merge(perf.routes()).reset_fallback(),
-    );
+    let app = Router::new().fallback(async || "").layer(named).merge(perf.routes());
     let phases: Vec<_> = names.iter().map(|name| perf.pool(name)).collect();
     phases.iter().for_each(|pool| drop(pool.wait()));
     let paths: Vec<String> = (0..names.len()).map(|n| format!("/{n}")).collect();
     let requests: Vec<(&str, usize)> = paths.iter().map(|path| (&**path, 70)).collect();
     let mut watch = Watch::of(perf, app, &requests).await;
     watch.open().await;
-    watch.browser.wait(&format!("document.querySelectorAll('#rows .row').length === {}", names.len())).await;
+    watch
+        .browser
+        .wait(&format!("document.querySelectorAll('#rows .row').length === {}", names.len()))
+        .await;
     let shown = watch.names().await;
     for name in &names[..5] {
         assert!(shown.contains(name), "{name} among {shown:?}");
@@ -341,13 +389,21 @@ async fn names_of_routes_are_text_whatever_is_in_them() {
     assert!(shown.iter().any(|name| name == "\\u{202e}gnp.drawkcab\\u{2066}"), "{shown:?}");
     assert!(shown.iter().any(|name| name.starts_with("null\\u{0}byte\\u{a}")), "{shown:?}");
     for n in 1..=names.len() {
-        watch.browser.value(&format!("document.querySelectorAll('#rows .row button')[{n} - 1].click()")).await;
+        watch
+            .browser
+            .value(&format!("document.querySelectorAll('#rows .row button')[{n} - 1].click()"))
+            .await;
         // The whole curve: its name found its way to the service and back.
-        let curve = "document.querySelector('#detail .k0 .line')?.getAttribute('d').split('L').length > 12";
+        let curve =
+            "document.querySelector('#detail .k0 .line')?.getAttribute('d').split('L').length > 12";
         watch.browser.wait(curve).await;
         watch.browser.value("document.querySelector('#detail .full button').click()").await;
     }
-    for hit in ["window.hacked", "document.querySelector('img')", "document.querySelectorAll('script').length - 1"] {
+    for hit in [
+        "window.hacked",
+        "document.querySelector('img')",
+        "document.querySelectorAll('script').length - 1",
+    ] {
         assert_eq!(watch.browser.value(&format!("!({hit})")).await, true, "{hit}");
     }
     for width in [390, 1280] {
@@ -399,7 +455,8 @@ async fn it_fits_a_phone_in_light_and_dark_with_and_without_motion() {
 #[ignore = "draws pictures, and takes as long as their graphs are wide"]
 async fn draws_the_pictures() {
     let folder = std::env::var("PICTURES").unwrap_or_else(|_| "../docs/images".into());
-    let seconds = std::env::var("SECONDS_OF_LOAD").ok().and_then(|text| text.parse().ok()).unwrap_or(75);
+    let seconds =
+        std::env::var("SECONDS_OF_LOAD").ok().and_then(|text| text.parse().ok()).unwrap_or(75);
     let file = |name: &str| Path::new(&folder).join(name);
     let perf = Perf::new();
     let shop = demo::shop(&perf);
@@ -410,9 +467,11 @@ async fn draws_the_pictures() {
     watch.browser.prefer("light").await;
     watch.browser.value("[...document.querySelectorAll('#rows .row button')].find(b => b.textContent.includes('POST/checkout')).click()").await;
     sleep(Duration::from_millis(2_500)).await;
-    for (name, width, height, scheme) in
-        [("perf.png", 1180, 1500, "light"), ("perf-dark.png", 1180, 1900, "dark"), ("perf-phone.png", 390, 2400, "light")]
-    {
+    for (name, width, height, scheme) in [
+        ("perf.png", 1180, 1500, "light"),
+        ("perf-dark.png", 1180, 1900, "dark"),
+        ("perf-phone.png", 390, 2400, "light"),
+    ] {
         watch.browser.resize(width, height).await;
         watch.browser.prefer(scheme).await;
         sleep(Duration::from_millis(1_200)).await;

@@ -31,7 +31,11 @@ where
     S: Clone + Send + Sync + 'static,
 {
     let (here, live, histogram) = (perf.clone(), perf.clone(), perf.clone());
-    let endpoints = Router::new()
+    // Of two merged routers without a fallback of their own, axum keeps the second one's 404: it must
+    // carry the layer too, or whatever no route matches would go unseen. The routes come after the
+    // layer, so they do not count themselves.
+    let routes = Router::new()
+        .layer(perf.layer())
         .route("/perf", only_get(get(move |head, query| show(here, head, query))))
         .route("/perf/live", only_get(get(move |head, query| live::show(live, head, query))))
         .route(
@@ -40,11 +44,8 @@ where
         );
     // Its own predicate leaves event streams alone.
     #[cfg(feature = "compression")]
-    let endpoints = endpoints.route_layer(tower_http::compression::CompressionLayer::new());
-    // Of two merged routers without a fallback of their own, axum keeps the second one's 404: it must
-    // carry the layer too, or whatever no route matches would go unseen. The routes come after the
-    // layer, so they do not count themselves.
-    Router::new().layer(perf.layer()).merge(endpoints)
+    let routes = routes.route_layer(tower_http::compression::CompressionLayer::new());
+    routes
 }
 
 /// Says what is allowed where another method was tried.

@@ -33,11 +33,24 @@ impl Browser {
     /// # Panics
     /// If Chromium is not installed, naming the package, or does not start, with its output.
     pub(crate) async fn start(width: u32, height: u32) -> Self {
-        let folder = tempfile::Builder::new().prefix("parallax-chromium-").tempdir().expect("temporary folders");
+        let folder = tempfile::Builder::new()
+            .prefix("parallax-chromium-")
+            .tempdir()
+            .expect("temporary folders");
         let mut command = Command::new(program());
         // It sees nothing but the page under test, and root and containers have no sandbox.
-        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
-        command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
+        command.args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+        ]);
+        command.args([
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+        ]);
         command.args(["--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-port=0"]);
         command.arg(format!("--window-size={width},{height}"));
         command.arg(format!("--user-data-dir={}", folder.path().display())).arg("about:blank");
@@ -47,8 +60,9 @@ impl Browser {
         let server = Server::start(launch).unwrap_or_else(|error| panic!("{error}"));
         let (port, path) = address(&file).expect("it is ready");
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
-        let (socket, _) =
-            client_async(format!("ws://127.0.0.1:{port}{path}"), stream).await.expect("it is a WebSocket");
+        let (socket, _) = client_async(format!("ws://127.0.0.1:{port}{path}"), stream)
+            .await
+            .expect("it is a WebSocket");
         let mut browser =
             Self { socket, session: Value::Null, sent: 0, events: Vec::new(), _server: server };
         let target = browser.ask("Target.createTarget", json!({"url": "about:blank"})).await;
@@ -94,8 +108,7 @@ impl Browser {
 
     /// The value of an expression in the page.
     pub(crate) async fn value(&mut self, expression: &str) -> Value {
-        let params =
-            json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let mut answer = self.ask("Runtime.evaluate", params).await;
         assert!(answer.get("exceptionDetails").is_none(), "{expression}: {answer}");
         answer["result"]["value"].take()
@@ -111,7 +124,10 @@ impl Browser {
             if tokio::time::Instant::now() > deadline {
                 let page = self.value("document.body.innerText").await;
                 let complaints = self.complaints();
-                panic!("waited in vain for {expression}; {complaints}; the page:\n{}", page.as_str().unwrap_or(""));
+                panic!(
+                    "waited in vain for {expression}; {complaints}; the page:\n{}",
+                    page.as_str().unwrap_or("")
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -126,8 +142,7 @@ impl Browser {
             ))
             .await;
         for kind in ["mousePressed", "mouseReleased"] {
-            let params =
-                json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
+            let params = json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
             self.ask("Input.dispatchMouseEvent", params).await;
         }
         // Not over whatever is there next.
@@ -171,7 +186,8 @@ impl Browser {
     /// A picture of the window.
     pub(crate) async fn picture(&mut self, file: &Path) {
         let answer = self.ask("Page.captureScreenshot", json!({"format": "png"})).await;
-        let png = STANDARD.decode(answer["data"].as_str().expect("it is text")).expect("it is base64");
+        let png =
+            STANDARD.decode(answer["data"].as_str().expect("it is text")).expect("it is base64");
         fs::write(file, png).expect("the folder is there");
     }
 
@@ -185,7 +201,9 @@ impl Browser {
                 Some("Runtime.consoleAPICalled") => {
                     matches!(params["type"].as_str(), Some("error" | "warning" | "assert"))
                 }
-                Some("Log.entryAdded") => params["entry"]["level"] != "verbose" && params["entry"]["level"] != "info",
+                Some("Log.entryAdded") => {
+                    params["entry"]["level"] != "verbose" && params["entry"]["level"] != "info"
+                }
                 _ => false,
             };
             if bad {
@@ -210,7 +228,8 @@ fn address(file: &Path) -> Option<(u16, String)> {
 }
 
 fn program() -> std::path::PathBuf {
-    let folders = ["/usr/bin", "/usr/local/bin", "/snap/bin", "/Applications/Chromium.app/Contents/MacOS"];
+    let folders =
+        ["/usr/bin", "/usr/local/bin", "/snap/bin", "/Applications/Chromium.app/Contents/MacOS"];
     ["chromium", "chromium-browser", "google-chrome", "Chromium"]
         .iter()
         .find_map(|name| find(&folders, name))

@@ -28,7 +28,7 @@ const PAGE: &str = concat!(
 /// Nothing may run or be shown but this script and this style, by their hashes: a test compares them. The script
 /// may ask the service that it came from, and nobody else.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-gl67an5vMqsv9aB9jldXq3Rx0D35VPaCJ6GlsnBpjPQ='; \
+    script-src 'sha256-7I17LVTwcu60lBi1dlTCRfjHg8SRKERl7ntFevqOQdQ='; \
     style-src 'sha256-wx5BkOHcP95FP0QmHOwY45/j7IvrZboCdJYGCMphMUM='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -81,7 +81,7 @@ const histories = new Map(WINDOWS.map(([name]) => [name, new Map()]));
 const address = (path, parameters = {}) => {
   const url = new URL(path, location.href);
   url.search = '';
-  for (const [name, value] of Object.entries(parameters)) if (value) url.searchParams.set(name, value);
+  for (const [name, value] of Object.entries(parameters)) if (value != null) url.searchParams.set(name, value);
   return url;
 };
 
@@ -91,7 +91,7 @@ let source = null, timer = null, attempt = 0, lostAt = null, nextTry = null;
 
 function connect() {
   disconnect();
-  source = new EventSource(address('perf/live', { window: state.window }));
+  source = new EventSource(address('perf/live', { window: state.window || null }));
   const asked = Date.now(), mine = source;
   mine.since = asked;
   mine.onmessage = event => { if (mine === source) receive(event.data); };
@@ -341,7 +341,7 @@ async function ask(row) {
   detail.fetched = Date.now();
   const window = state.window;
   try {
-    const url = address('perf/histogram', { method: row.method, route: row.route, window });
+    const url = address('perf/histogram', { method: row.method, route: row.route, window: window || null });
     const response = await fetch(url, { headers: { accept: 'application/json' } });
     const found = response.ok ? await response.json() : null;
     if (state.open === row.key && state.window === window) {
