@@ -462,14 +462,14 @@ async fn draws_the_pictures() {
     let shop = demo::shop(&perf);
     let _load = demo::load(&shop);
     let mut watch = Watch::of(perf, shop, &[]).await;
-    watch.browser.open(&format!("http://{}/perf", watch.server.address())).await;
+    watch.browser.open(&format!("http://{}/perf?window=1m", watch.server.address())).await;
     sleep(Duration::from_secs(seconds)).await;
     watch.browser.prefer("light").await;
-    watch.browser.value("[...document.querySelectorAll('#rows .row button')].find(b => b.textContent.includes('POST/checkout')).click()").await;
+    watch.browser.value("[...document.querySelectorAll('#rows .row button')].find(b => b.textContent.includes('GET/search')).click()").await;
     sleep(Duration::from_millis(2_500)).await;
     for (name, width, height, scheme) in [
-        ("perf.png", 1180, 1500, "light"),
-        ("perf-dark.png", 1180, 1900, "dark"),
+        ("perf.png", 1180, 2150, "light"),
+        ("perf-dark.png", 1180, 2150, "dark"),
         ("perf-phone.png", 390, 2400, "light"),
     ] {
         watch.browser.resize(width, height).await;

@@ -119,8 +119,8 @@ async fn limit(request: Request, next: Next) -> Response {
 pub(super) fn shop(perf: &Perf) -> Router {
     let shop = Shop {
         perf: perf.clone(),
-        database: perf.observe_deadpool("postgres", pool(8)),
-        sessions: perf.observe_deadpool("sessions", pool(16)),
+        database: perf.observe_deadpool("postgres", pool(3)),
+        sessions: perf.observe_deadpool("sessions", pool(8)),
         prices: perf.cache("prices"),
     };
     Router::new()

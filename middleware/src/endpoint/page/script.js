@@ -422,7 +422,7 @@ function whereTimeGoes(row) {
     const list = byWeight(phases), whole = sum(list.map(phase => phase.total)) || 1, requests = phases.handler?.count ?? Math.max(...list.map(phase => phase.times.count));
     const bar = el('div', { class: 'share', role: 'img', 'aria-label': list.map(phase => `${visible(phase.name)} ${words(percent(phase.total / whole))}`).join(', ') });
     list.forEach((phase, i) => {
-      const piece = el('i', { class: shade(phase, i), title: `${visible(phase.name)}: ${words(percent(phase.total / whole))}` });
+      const piece = el('i', { class: `${shade(phase, i)} ${phase.total / whole < 0.01 ? 'thin' : ''}`, title: `${visible(phase.name)}: ${words(percent(phase.total / whole))}` });
       piece.style.flexGrow = phase.total / whole;
       bar.append(piece);
     });
