@@ -1,4 +1,4 @@
-//! A real browser: Chromium without a window, driven over its DevTools protocol.
+//! A real browser: Chromium without a window, driven over its `DevTools` protocol.
 //!
 //! The protocol is JSON over a WebSocket, and the tests need eight of its commands: no crate for all of it is
 //! built for that.

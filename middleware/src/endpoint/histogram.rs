@@ -9,9 +9,9 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Asked, JSON, TEXT, accept, off_the_workers, parameters, problem::Problem, varying, window,
-};
+#[cfg(feature = "hdrhistogram")]
+use super::TEXT;
+use super::{Asked, JSON, accept, off_the_workers, parameters, problem::Problem, varying, window};
 use crate::{
     histogram::{LatencyHistogram, LatencySummary, samples_needed},
     perf::Perf,
