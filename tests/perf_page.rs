@@ -449,12 +449,12 @@ async fn it_fits_a_phone_in_light_and_dark_with_and_without_motion() {
     watch.assert_content();
 }
 
-/// `PICTURES=folder cargo test -p parallax-tests -- --ignored draws_the_pictures` draws what the documentation
+/// `PICTURES=$PWD/docs/images cargo test -p parallax-tests -- --ignored draws_the_pictures` draws what the documentation
 /// shows, and what else there is to look at.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "draws pictures, and takes as long as their graphs are wide"]
 async fn draws_the_pictures() {
-    let folder = std::env::var("PICTURES").unwrap_or_else(|_| "../docs/images".into());
+    let folder = std::env::var("PICTURES").unwrap_or_else(|_| env!("CARGO_TARGET_TMPDIR").into());
     let seconds =
         std::env::var("SECONDS_OF_LOAD").ok().and_then(|text| text.parse().ok()).unwrap_or(75);
     let file = |name: &str| Path::new(&folder).join(name);
@@ -465,11 +465,11 @@ async fn draws_the_pictures() {
     watch.browser.open(&format!("http://{}/perf?window=1m", watch.server.address())).await;
     sleep(Duration::from_secs(seconds)).await;
     watch.browser.prefer("light").await;
-    watch.browser.value("[...document.querySelectorAll('#rows .row button')].find(b => b.textContent.includes('GET/search')).click()").await;
+    watch.browser.value("[...document.querySelectorAll('#rows .row button')].find(b => b.textContent.includes('POST/checkout')).click()").await;
     sleep(Duration::from_millis(2_500)).await;
     for (name, width, height, scheme) in [
-        ("perf.png", 1180, 2150, "light"),
-        ("perf-dark.png", 1180, 2150, "dark"),
+        ("perf.png", 1180, 2080, "light"),
+        ("perf-dark.png", 1180, 2080, "dark"),
         ("perf-phone.png", 390, 2400, "light"),
     ] {
         watch.browser.resize(width, height).await;

@@ -443,7 +443,7 @@ function distributions(row) {
   const streams = (of, prefix) => of.streams ? [line(`${prefix}event streams (${of.streams.open} open)`, of.streams.duration)] : [];
   const outcomes = of => Object.entries(of.outcomes).filter(([, n]) => n).map(([name, n]) => `${n.toLocaleString('en')} ${name.replace('_', ' ')}`).join(', ') || 'none';
   const load = row.load ? [...kinds(row.load, 'load: ', true), ...streams(row.load, 'load: ')] : [];
-  const limiter = row.limiter ? ` Limiter: ${row.limiter.admitted.toLocaleString('en')} admitted, ${row.limiter.limited.toLocaleString('en')} limited, ${row.limiter.bypassed.toLocaleString('en')} bypassed.` : '';
+  const limiter = row.limiter ? ` Limiter: ${row.limiter.admitted.toLocaleString('en')} admitted, ${row.limiter.limited.toLocaleString('en')} limited, ${row.bypassed.toLocaleString('en')} bypassed.` : '';
   return [el('h3', {}, 'All times'),
     listing('All times', ['', 'requests', 'mean', 'min', 'p50', 'p90', 'p95', 'p99', 'p99.9', 'max'], [...kinds(row, ''), ...streams(row, ''), ...load]),
     el('p', { class: 'note' }, `Outcomes: ${outcomes(row)}.${row.load ? ` Of these, load past the limiter: ${outcomes(row.load)}.` : ''} Bodies: ${words(bytes(row.response_bytes))}.${limiter}`)];
