@@ -10,6 +10,8 @@ mod example_service;
 mod layer;
 // `GET /perf`: the fields of the contract, over the same routers.
 mod perf_endpoint;
+// The page of `/perf`, in a real browser.
+mod perf_page;
 // A real report: its schema, its renderings.
 mod report;
 // The private servers themselves: they start, and they are gone afterwards.

@@ -28,10 +28,12 @@
 //! ```
 //!
 //! Features, none of which is on by default:
+//! - `compression`: `GET /perf` and what lies below it are compressed with gzip for clients that ask for it.
 //! - `deadpool`: pools of `deadpool` say how long was waited for a connection (`Perf::observe_deadpool`).
 //! - `deadpool-redis`: pools of `deadpool-redis` say besides how long commands took, and what the cache had
 //!   (`Perf::observe_redis`).
 //! - `sqlx`: pools of sqlx 0.9 that say how long is waited for connections and queries (`Perf::observe_sqlx`).
+//! - `hdrhistogram`: `GET /perf/histogram` can answer in `HdrHistogram`'s own encoding.
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
@@ -46,6 +48,7 @@ mod endpoint;
 mod future;
 #[cfg(feature = "token")]
 mod gate;
+mod guard;
 mod histogram;
 mod history;
 #[cfg(feature = "token")]
@@ -84,6 +87,7 @@ pub use counts::{
 pub use future::PerfFuture;
 #[cfg(feature = "token")]
 pub use gate::TokenCheck;
+pub use guard::{BearerGuard, GuardFuture, Guarded, WeakToken};
 pub use histogram::{LatencyHistogram, LatencySummary, Precision, samples_needed};
 pub use history::{UnknownWindow, Window};
 #[cfg(feature = "token")]

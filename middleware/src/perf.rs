@@ -1,6 +1,12 @@
 //! The handle that a service keeps.
 
-use std::{future::IntoFuture, sync::Arc};
+use std::{
+    future::IntoFuture,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use axum::Router;
 
@@ -8,6 +14,7 @@ use axum::Router;
 use crate::sqlx::ObservedPool;
 use crate::{
     bypass::{Bypass, BypassPolicy},
+    counters::Counters,
     endpoint,
     histogram::Precision,
     history::{History, Window},
@@ -35,6 +42,31 @@ use crate::{
 pub struct Perf {
     recorder: Recorder,
     history: Arc<History>,
+    /// Is nobody to watch any more?
+    over: Arc<AtomicBool>,
+}
+
+/// What a stream of snapshots has of the handle: it keeps nothing alive.
+#[derive(Clone)]
+pub(crate) struct Onlooker {
+    counters: Weak<Counters>,
+    history: Weak<History>,
+    over: Arc<AtomicBool>,
+}
+
+impl Onlooker {
+    /// Everything recorded so far, or lately; `None` if those who counted have gone.
+    pub(crate) fn read(&self, window: Option<Window>) -> Option<Snapshot> {
+        let counters = self.counters.upgrade()?;
+        Some(match window {
+            Some(window) => self.history.upgrade()?.window(&counters, window),
+            None => Snapshot::take(&counters),
+        })
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Relaxed)
+    }
 }
 
 impl Default for Perf {
@@ -62,7 +94,7 @@ impl Perf {
     }
 
     pub(crate) fn from_recorder(recorder: Recorder) -> Self {
-        Self { recorder, history: Arc::default() }
+        Self { recorder, history: Arc::default(), over: Arc::default() }
     }
 
     pub(crate) fn recorder(&self) -> &Recorder {
@@ -76,20 +108,77 @@ impl Perf {
         PerfLayer::new(self.recorder.clone())
     }
 
-    /// `GET /perf`, to merge into the service's router. Merged after the layer, it does not count
-    /// itself.
+    /// `GET /perf` and what lies below it, to merge into the service's router. Merged after the layer, they do
+    /// not count themselves.
     ///
-    /// It tells anyone who may ask which routes there are and how they fare: put it behind the service's
-    /// own authentication, or on a listener of its own, where strangers can reach the service.
+    /// | path | what |
+    /// |---|---|
+    /// | `/perf` | a page for browsers (`Accept: text/html`), otherwise a snapshot: [`PerfView`](crate::PerfView) as JSON |
+    /// | `/perf/live` | a snapshot a second, as server-sent events |
+    /// | `/perf/histogram?method=&route=` | the latencies of one route: as JSON, or with the feature `hdrhistogram` in its V2 encoding |
     ///
-    /// Where neither router has a fallback of its own, axum answers unmatched paths with the merged
-    /// router's: they are still recorded, but other layers, a limiter for example, lie around them only
-    /// if they are added after the merge.
+    /// All of them take `?window=10s`, `1m` or `5m`, for what was recorded [lately](Self::window): the first
+    /// request begins the sampling that this needs. Without it they show everything since the start.
+    ///
+    /// They tell anyone who may ask which routes there are and how they fare, though nothing of single requests:
+    /// no paths, queries, headers or addresses. Where strangers can reach the service, put them on a listener of
+    /// their own, or behind a layer that lets nobody else in, [`BearerGuard`](crate::BearerGuard) or another:
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use parallax_middleware::{BearerGuard, Perf};
+    /// # let perf = Perf::new();
+    /// # let token = "0123456789abcdef0123456789abcdef";
+    /// let watching: Router = perf.routes().route_layer(BearerGuard::new(token)?);
+    /// # Ok::<(), parallax_middleware::WeakToken>(())
+    /// ```
+    ///
+    /// `route_layer`, unlike `layer`, leaves paths alone that no route matches. Where neither router has a
+    /// fallback of its own, axum answers them with the merged router's: they are still recorded, but other
+    /// layers, a limiter for example, lie around them only if they are added after the merge.
+    ///
+    /// A stream of `/perf/live` ends after 20 s, and the client begins the next one, so a graceful shutdown waits no
+    /// longer than that; [`end_streams`](Self::end_streams) makes it a second.
     pub fn routes<S>(&self) -> Router<S>
     where
         S: Clone + Send + Sync + 'static,
     {
-        endpoint::routes(self.clone())
+        endpoint::routes(self)
+    }
+
+    /// Ends the streams of `/perf/live` within a second, and every later one at once: the service shuts down.
+    ///
+    /// ```no_run
+    /// # use axum::Router;
+    /// # async fn serve(perf: parallax_middleware::Perf, listener: tokio::net::TcpListener, app: Router) {
+    /// # async fn signal() {}
+    /// let goodbye = async move {
+    ///     signal().await;
+    ///     perf.end_streams();
+    /// };
+    /// axum::serve(listener, app).with_graceful_shutdown(goodbye).await;
+    /// # }
+    /// ```
+    pub fn end_streams(&self) {
+        self.over.store(true, Relaxed);
+    }
+
+    /// Somebody looks: begins to sample, if nothing has yet.
+    pub(crate) fn watch(&self) {
+        self.history.start(&self.recorder);
+    }
+
+    pub(crate) fn onlooker(&self) -> Onlooker {
+        Onlooker {
+            counters: Arc::downgrade(&self.recorder),
+            history: Arc::downgrade(&self.history),
+            over: self.over.clone(),
+        }
+    }
+
+    /// What was recorded lately, or since the start.
+    pub(crate) fn read(&self, window: Option<Window>) -> Snapshot {
+        window.map_or_else(|| self.snapshot(), |window| self.window(window))
     }
 
     /// A way past a limiter for the load that `policy` authorises.
