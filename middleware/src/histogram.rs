@@ -260,6 +260,12 @@ impl LatencyHistogram {
         self.clamped
     }
 
+    /// All values added up, exact to the nanosecond. Past 584 years it begins anew at zero.
+    #[must_use]
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.sum_ns)
+    }
+
     /// The mean, exact to the nanosecond; zero if nothing was recorded.
     #[must_use]
     pub fn mean(&self) -> Duration {
@@ -328,6 +334,23 @@ impl LatencyHistogram {
             let (low, width) = self.precision.bounds_of(index);
             (low, width, *n)
         })
+    }
+
+    /// How many values lie up to each of some rising bounds, in nanoseconds, and past the one before it; those
+    /// past the last one are in none.
+    ///
+    /// A bucket that a bound cuts counts past it. So no value is counted under a bound that it exceeds, and what
+    /// is counted never goes back.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn up_to<const N: usize>(&self, bounds_ns: &[u64; N]) -> [u64; N] {
+        let mut counts = [0_u64; N];
+        for (low, width, n) in self.buckets() {
+            let last = low + width - 1;
+            if let Some(count) = counts.get_mut(bounds_ns.partition_point(|bound| *bound < last)) {
+                *count = count.saturating_add(n);
+            }
+        }
+        counts
     }
 
     /// The outermost buckets that are not empty.

@@ -31,6 +31,8 @@
 //! - `deadpool`: pools of `deadpool` say how long was waited for a connection (`Perf::observe_deadpool`).
 //! - `deadpool-redis`: pools of `deadpool-redis` say besides how long commands took, and what the cache had
 //!   (`Perf::observe_redis`).
+//! - `metrics`: everything is published to the recorder of the `metrics` facade (`Perf::publish`).
+//! - `prometheus`: `GET /perf/metrics`, in the text format of Prometheus.
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
@@ -42,6 +44,8 @@ mod counts;
 #[cfg(feature = "deadpool")]
 mod deadpool;
 mod endpoint;
+#[cfg(feature = "prometheus")]
+mod exposition;
 mod future;
 #[cfg(feature = "token")]
 mod gate;
@@ -50,6 +54,8 @@ mod history;
 #[cfg(feature = "token")]
 mod keys;
 mod layer;
+#[cfg(any(feature = "metrics", feature = "prometheus"))]
+mod metric;
 mod naming;
 mod outcome;
 #[cfg(feature = "token")]
@@ -59,6 +65,8 @@ mod phase;
 mod pool;
 mod probe;
 mod process;
+#[cfg(feature = "metrics")]
+mod publisher;
 mod recorder;
 #[cfg(feature = "deadpool-redis")]
 mod redis;

@@ -1,9 +1,13 @@
 //! The handle that a service keeps.
 
+#[cfg(feature = "metrics")]
+use std::time::Duration;
 use std::{future::IntoFuture, sync::Arc};
 
 use axum::Router;
 
+#[cfg(feature = "metrics")]
+use crate::publisher;
 use crate::{
     bypass::{Bypass, BypassPolicy},
     endpoint,
@@ -74,7 +78,7 @@ impl Perf {
         PerfLayer::new(self.recorder.clone())
     }
 
-    /// `GET /perf`, to merge into the service's router. Merged after the layer, it does not count
+    /// `GET /perf`, and with the feature `prometheus` `GET /perf/metrics`, to merge into the service's router. Merged after the layer, it does not count
     /// itself.
     ///
     /// It tells anyone who may ask which routes there are and how they fare: put it behind the service's
@@ -229,6 +233,36 @@ impl Perf {
     pub fn window(&self, window: Window) -> Snapshot {
         self.history.start(&self.recorder);
         self.history.window(&self.recorder, window)
+    }
+
+    /// Publishes everything that is counted to the recorder that the [`metrics`] facade has installed, once every
+    /// `every` (at least a millisecond), until the last handle and the last service are gone, and then once more.
+    ///
+    /// Names and labels are those of `GET /perf/metrics`. Counters are set to what was counted since the start;
+    /// those of seconds are gauges, since the facade's counters are whole numbers. Histograms get each value that
+    /// came since they were last published, in the middle of its bucket: as exactly as the
+    /// [`Precision`](crate::Precision) says. Requests pay nothing for it: figures come from snapshots, taken on a
+    /// thread for blocking work.
+    ///
+    /// Install the recorder before: what is published without one is lost. Spawn it once, or histograms get every
+    /// value twice. Dropped, it stops; what was published stays.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use parallax_middleware::Perf;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let perf = Perf::new();
+    /// tokio::spawn(perf.publish(Duration::from_secs(10)));
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside of a tokio runtime with a timer.
+    #[cfg(feature = "metrics")]
+    pub fn publish(&self, every: Duration) -> impl Future<Output = ()> + Send + use<> {
+        publisher::publish(Arc::clone(&self.recorder), every)
     }
 
     /// Everything recorded so far. Reading makes no request wait.
