@@ -20,10 +20,13 @@ where
     // layer, so it does not count itself.
     let routes = Router::new().layer(perf.layer());
     #[cfg(feature = "prometheus")]
-    let routes = routes.route("/perf/metrics", get({
-        let perf = perf.clone();
-        async move || exposition::show(&perf).await
-    }));
+    let routes = routes.route(
+        "/perf/metrics",
+        get({
+            let perf = perf.clone();
+            async move || exposition::show(&perf).await
+        }),
+    );
     routes.route("/perf", get(async move || show(&perf)))
 }
 

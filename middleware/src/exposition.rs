@@ -51,7 +51,9 @@ pub(crate) async fn show(perf: &Perf) -> Response {
     let perf = perf.clone();
     // Many routes take some milliseconds: not those of a thread that answers requests.
     match spawn_blocking(move || encode(perf.snapshot())).await {
-        Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT), (CACHE_CONTROL, "no-store")], text).into_response(),
+        Ok(text) => {
+            ([(CONTENT_TYPE, TEXT_FORMAT), (CACHE_CONTROL, "no-store")], text).into_response()
+        }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -61,19 +63,9 @@ fn encode(snapshot: Snapshot) -> String {
     registry.register_collector(Box::new(Reading(snapshot)));
     let mut text = String::new();
     encode_registry(&mut text, &registry).expect("a text takes all that is written");
-    as_prometheus_types(text)
-}
-
-/// The crate writes OpenMetrics' word for a type that is not told; Prometheus has another.
-fn as_prometheus_types(mut text: String) -> String {
-    const OPENMETRICS: &str = " unknown\n";
-    let lines = text.match_indices("\n# TYPE ");
-    let ends = lines.filter_map(|(at, _)| Some(at + 1 + text[at + 1..].find('\n')? + 1));
-    let found: Vec<usize> = ends.filter(|end| text[..*end].ends_with(OPENMETRICS)).collect();
-    for end in found {
-        text.replace_range(end - OPENMETRICS.len()..end, " untyped\n");
-    }
-    text
+    // OpenMetrics' word for a type that is left open, and Prometheus'. Nothing but a type's line ends so: samples end
+    // with a number, and no label has a line's end in it.
+    text.replace(" unknown\n", " untyped\n")
 }
 
 #[derive(Debug)]
@@ -105,7 +97,8 @@ impl Export for Encoder<'_> {
             let mut write = || {
                 if let Some(descriptors) = pending.take() {
                     let Family { name, help, .. } = family;
-                    metric = Some(descriptors.encode_descriptor(name, help, None, type_of(family))?);
+                    metric =
+                        Some(descriptors.encode_descriptor(name, help, None, type_of(family))?);
                 }
                 metric.as_mut().map_or(Ok(()), |metric| sample(metric, labels, value))
             };

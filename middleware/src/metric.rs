@@ -126,7 +126,8 @@ fn requests(snapshot: &Snapshot, to: &mut impl Export) {
             add(&labels(key, traffic), Value::Times(&counts.first_byte));
         }
     });
-    const OUTCOMES: Family = counter("parallax_requests_total", "Requests that have ended, by how.");
+    const OUTCOMES: Family =
+        counter("parallax_requests_total", "Requests that have ended, by how.");
     to.family(OUTCOMES, &|add| {
         for (key, traffic, counts) in traffic(snapshot) {
             for outcome in Outcome::ALL {
@@ -218,9 +219,7 @@ fn phases(snapshot: &Snapshot, to: &mut impl Export) {
         "parallax_overlapped_requests_total",
         "Requests that were in several phases at once, so that these add up to more than the requests took.",
     );
-    let overlapped = || {
-        traffic(snapshot).filter(|(_, _, counts)| counts.phases.overlapped > 0)
-    };
+    let overlapped = || traffic(snapshot).filter(|(_, _, counts)| counts.phases.overlapped > 0);
     to.family(OVERLAPPED, &|add| {
         for (key, traffic, counts) in overlapped() {
             add(&labels(key, traffic), Value::Count(counts.phases.overlapped));
@@ -276,7 +275,11 @@ fn pools(snapshot: &Snapshot, to: &mut impl Export) {
         [(POOL, &key.name), ("kind", &key.kind)]
     }
     /// [`labels`], and one more.
-    fn with<'a>(key: &'a PoolKey, name: &'static str, value: &'a str) -> [(&'static str, &'a str); 3] {
+    fn with<'a>(
+        key: &'a PoolKey,
+        name: &'static str,
+        value: &'a str,
+    ) -> [(&'static str, &'a str); 3] {
         let [pool, kind] = labels(key);
         [pool, kind, (name, value)]
     }

@@ -93,8 +93,7 @@ impl Export for Times<'_> {
             if let Value::Times(times) = value
                 && times.count() > 0
             {
-                let histogram =
-                    self.recorder.register_histogram(&key(family, labels), &METADATA);
+                let histogram = self.recorder.register_histogram(&key(family, labels), &METADATA);
                 for (ns, n) in values(times) {
                     histogram.record_many(Duration::from_nanos(ns), n as usize);
                 }
