@@ -42,7 +42,8 @@ impl Manager for Trivial {
 /// through.
 pub(crate) async fn busy() -> Rig {
     let perf = Perf::new();
-    let pool = Pool::builder(Trivial).max_size(4).build().expect("it has no timeouts");
+    let pool: Pool<Trivial> =
+        Pool::builder(Trivial).max_size(4).build().expect("it has no timeouts");
     let pool = perf.observe_deadpool("main", pool);
     let cache = perf.cache("prices");
     let item = {
@@ -54,6 +55,13 @@ pub(crate) async fn busy() -> Rig {
             perf.observe("render", async { "an item" }).await
         }
     };
+    let slow = {
+        let perf = perf.clone();
+        async move || {
+            let _both = perf.phase("both");
+            perf.observe("sleep", sleep(Duration::from_millis(300))).await;
+        }
+    };
     let events = async || {
         Sse::new(stream::iter([Ok::<_, Infallible>(axum::response::sse::Event::default())]))
     };
@@ -61,7 +69,7 @@ pub(crate) async fn busy() -> Rig {
         .route("/items/{id}", get(item))
         .route("/events", get(events))
         .route("/broken", get(async || StatusCode::INTERNAL_SERVER_ERROR))
-        .route("/slow", get(async || sleep(Duration::from_millis(300)).await))
+        .route("/slow", get(slow))
         .layer(perf.bypass(BypassPolicy::in_process()).around(an_hour(40)))
         .layer(perf.layer())
         .merge(perf.routes());
@@ -139,9 +147,12 @@ async fn it_says_what_the_snapshot_says() {
     assert_eq!(count(duration, &format!(r#"{},result="ok""#, of("bypassed"))), 5.0);
     assert_eq!(count("parallax_time_to_first_byte_seconds_count", &of("users")), 37.0);
     assert_eq!(count("parallax_response_body_bytes_total", &of("bypassed")), 5.0 * 7.0);
-    for phase in ["pool_wait:main", "render", "handler"] {
+    // Those that the limiter turned away were in it, and in no more.
+    for (phase, n) in
+        [("limiter", 42.0), ("pool_wait:main", 37.0), ("render", 37.0), ("handler", 42.0)]
+    {
         let labels = format!(r#"{},phase="{phase}""#, of("users"));
-        assert_eq!(count("parallax_phase_duration_seconds_count", &labels), 37.0, "{phase}");
+        assert_eq!(count("parallax_phase_duration_seconds_count", &labels), n, "{phase}");
     }
     assert_eq!(count("http_server_active_requests", items), 0.0);
     assert_eq!(count("parallax_elsewhere_phase_duration_seconds_count", r#"phase="nightly""#), 1.0);

@@ -50,10 +50,9 @@ fn expressions(dashboard: &Value) -> Vec<&str> {
     }
 }
 
-/// Asserts that everything that `text` names is there in what a busy service exposes.
-fn assert_exposed(text: &str, exposed: &str) {
-    let lines = exposed.lines().filter(|line| !line.starts_with('#'));
-    let known: BTreeSet<&str> = lines.flat_map(words).collect();
+/// Asserts that all metrics and labels that `text` names are among the words of these lines.
+fn assert_named<'e>(text: &str, exposed: impl Iterator<Item = &'e str>) {
+    let known: BTreeSet<&str> = exposed.flat_map(words).collect();
     let ours = |word: &&str| {
         let families = ["http_", "db_client_", "parallax_", "process_"];
         families.iter().any(|family| word.starts_with(family))
@@ -62,6 +61,11 @@ fn assert_exposed(text: &str, exposed: &str) {
     assert!(named.len() > 10, "{named:?}");
     let missing: Vec<&&str> = named.iter().filter(|name| !known.contains(**name)).collect();
     assert!(missing.is_empty(), "nothing is named {missing:?}");
+}
+
+/// Asserts that everything that `text` asks for is there in what a busy service exposes.
+fn assert_exposed(text: &str, exposed: &str) {
+    assert_named(text, exposed.lines().filter(|line| !line.starts_with('#')));
     let selectors = selectors(text);
     assert!(selectors.len() > 3, "{selectors:?}");
     for selector in selectors {
@@ -134,6 +138,7 @@ async fn what_the_dashboard_names_is_exposed() {
 #[tokio::test(start_paused = true)]
 async fn what_the_page_names_is_exposed_and_all_that_is_exposed_is_on_the_page() {
     let (exposed, page) = (scrape(&busy().await).await, read("README.md"));
+    assert_named(&page, exposed.lines());
     let types = exposed.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     for family in types.filter_map(|line| line.split(' ').next()) {
         assert!(page.contains(&format!("`{family}`")), "{family} is not on the page");

@@ -118,7 +118,14 @@ fn type_of(family: Family) -> MetricType {
 }
 
 fn sample(metric: &mut MetricEncoder<'_>, labels: &Labels<'_>, value: Value<'_>) -> fmt::Result {
-    let mut metric = metric.encode_family(&labels)?;
+    if labels.is_empty() {
+        write(metric, value)
+    } else {
+        write(&mut metric.encode_family(&labels)?, value)
+    }
+}
+
+fn write(metric: &mut MetricEncoder<'_>, value: Value<'_>) -> fmt::Result {
     match value {
         // A counter too: its family is named as its samples are, with `_total`, which the crate would add.
         Value::Count(n) => metric.encode_gauge(&n),
