@@ -4,8 +4,11 @@
 //! while nothing else happens. Then rounds of load with and without a scrape a second, in turn, in the same
 //! process: what counts is the median over the pairs of rounds of what scraping makes of a round's p99. The table
 //! goes into `docs/performance.md`, between its markers.
+//!
+//! `-- alone` leaves the load away, and prints.
 #![allow(missing_docs, reason = "a benchmark has no API")]
 
+#[allow(dead_code, reason = "not every benchmark counts instructions")]
 mod support;
 
 use std::{env, fmt::Write as _, hint::black_box, time::Duration};
@@ -156,6 +159,15 @@ async fn run() -> String {
         bytes = bench.ask("/perf/metrics").await;
         scrapes.push(ms(began.elapsed()));
     }
+    let alone = format!(
+        "a snapshot {:.1} ms, a scrape {:.1} ms, {:.1} MB",
+        median(snapshots.clone()),
+        median(scrapes.clone()),
+        bytes as f64 / 1e6
+    );
+    if env::args().any(|argument| argument == "alone") {
+        return alone;
+    }
     let slowest = scrapes.iter().copied().fold(0.0, f64::max);
 
     let mut rounds = [Vec::new(), Vec::new()];
@@ -208,5 +220,7 @@ fn main() {
     }
     let table = runtime.block_on(async { tokio::spawn(run()).await.expect("no panic") });
     print!("{table}");
-    write_tables("scrape", &table);
+    if table.starts_with('|') {
+        write_tables("scrape", &table);
+    }
 }

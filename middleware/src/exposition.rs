@@ -43,6 +43,9 @@ const BOUNDS_NS: [u64; 14] = {
     ]
 };
 
+/// What a route's lines take, about: four histograms.
+const BYTES_A_ROUTE: usize = 12 << 10;
+
 /// Not OpenMetrics, in which counters are named otherwise.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -59,13 +62,19 @@ pub(crate) async fn show(perf: &Perf) -> Response {
 }
 
 fn encode(snapshot: Snapshot) -> String {
+    // A guess: growing is copying.
+    let mut text = String::with_capacity(BYTES_A_ROUTE * (1 + snapshot.routes().count()));
+    let has_pools = !snapshot.pools.is_empty();
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Reading(snapshot)));
-    let mut text = String::new();
     encode_registry(&mut text, &registry).expect("a text takes all that is written");
-    // OpenMetrics' word for a type that is left open, and Prometheus'. Nothing but a type's line ends so: samples end
-    // with a number, and no label has a line's end in it.
-    text.replace(" unknown\n", " untyped\n")
+    // OpenMetrics' word for a type that is left open, and Prometheus'. The line comes first, or not at all: pools are
+    // exported before routes, and no label has a line's end in it.
+    const OPEN: &str = " unknown\n";
+    if has_pools && let Some(at) = text.find(OPEN) {
+        text.replace_range(at..at + OPEN.len(), " untyped\n");
+    }
+    text
 }
 
 #[derive(Debug)]

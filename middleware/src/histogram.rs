@@ -343,14 +343,19 @@ impl LatencyHistogram {
     /// is counted never goes back.
     #[cfg(feature = "prometheus")]
     pub(crate) fn up_to<const N: usize>(&self, bounds_ns: &[u64; N]) -> [u64; N] {
-        let mut counts = [0_u64; N];
-        for (low, width, n) in self.buckets() {
-            let last = low + width - 1;
-            if let Some(count) = counts.get_mut(bounds_ns.partition_point(|bound| *bound < last)) {
-                *count = count.saturating_add(n);
-            }
+        let mut up_to = [0_u64; N];
+        if self.count == 0 {
+            return up_to;
         }
-        counts
+        let mut from = self.precision.index_of(self.min_ns);
+        let end = self.precision.index_of(self.max_ns) + 1;
+        for (count, bound) in up_to.iter_mut().zip(bounds_ns) {
+            // The first bucket whose last value lies past the bound.
+            let to = self.precision.index_of((bound + 1).min(MAX_NS)).clamp(from, end);
+            *count = total(&self.counts[from..to]);
+            from = to;
+        }
+        up_to
     }
 
     /// The outermost buckets that are not empty.
@@ -560,7 +565,12 @@ impl HistogramCells {
             if known { (min_ns, max_ns) } else { (*low.start(), *high.end()) };
         read.sum_ns = self.sum_ns.load(Relaxed);
         read.clamped = self.clamped.load(Relaxed);
-        into.merge(&read);
+        // The first one is not copied: of many routes, that would be most of the work.
+        if into.count == 0 {
+            *into = read;
+        } else {
+            into.merge(&read);
+        }
     }
 }
 

@@ -69,13 +69,13 @@ const fn histogram(name: &'static str, help: &'static str) -> Family {
 /// Histograms without a value are left out. Counters are there from the beginning, where it is known what there
 /// will be to count: a rate needs the zero before the one.
 pub(crate) fn export(snapshot: &Snapshot, to: &mut impl Export) {
+    pools(snapshot, to);
+    caches(snapshot, to);
+    limiter(snapshot, to);
+    process(snapshot, to);
     requests(snapshot, to);
     streams(snapshot, to);
     phases(snapshot, to);
-    limiter(snapshot, to);
-    pools(snapshot, to);
-    caches(snapshot, to);
-    process(snapshot, to);
 }
 
 /// Each route's traffic: that of its users, and that of authorised load where there was any.
