@@ -6,12 +6,18 @@ mod attribution;
 mod in_process;
 // The example service over HTTP and JSON, on SQLite, PostgreSQL and Redis.
 mod example_service;
+// `GET /perf/metrics`: what Prometheus reads, over a service that uses everything.
+mod exposition;
 // The layer around real axum routers, called in process and over real connections.
 mod layer;
+// Alert rules and the dashboard, against what a real service exposes.
+mod operations;
 // `GET /perf`: the fields of the contract, over the same routers.
 mod perf_endpoint;
 // The page of `/perf`, in a real browser.
 mod perf_page;
+// `Perf::publish`: what a recorder of the `metrics` facade is told.
+mod publishing;
 // A real report: its schema, its renderings.
 mod report;
 // The private servers themselves: they start, and they are gone afterwards.

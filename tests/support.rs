@@ -4,6 +4,7 @@ pub(crate) mod browser;
 pub(crate) mod client;
 pub(crate) mod listening;
 pub(crate) mod postgres;
+pub(crate) mod promtool;
 pub(crate) mod redis;
 pub(crate) mod rig;
 pub(crate) mod server;

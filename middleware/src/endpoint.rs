@@ -19,6 +19,8 @@ use axum::{
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{runtime::Handle, task::spawn_blocking};
 
+#[cfg(feature = "prometheus")]
+use crate::exposition;
 use crate::{endpoint::problem::Problem, history::Window, perf::Perf, snapshot::Snapshot};
 
 const HTML: &str = "text/html";
@@ -42,6 +44,11 @@ where
             "/perf/histogram",
             only_get(get(move |head, query| histogram::show(histogram, head, query))),
         );
+    #[cfg(feature = "prometheus")]
+    let routes = routes.route("/perf/metrics", {
+        let perf = perf.clone();
+        only_get(get(async move || exposition::show(&perf).await))
+    });
     // Its own predicate leaves event streams alone.
     #[cfg(feature = "compression")]
     let routes = routes.route_layer(tower_http::compression::CompressionLayer::new());

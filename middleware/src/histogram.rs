@@ -260,6 +260,12 @@ impl LatencyHistogram {
         self.clamped
     }
 
+    /// All values added up, exact to the nanosecond. Past 584 years it begins anew at zero.
+    #[must_use]
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.sum_ns)
+    }
+
     /// The mean, exact to the nanosecond; zero if nothing was recorded.
     #[must_use]
     pub fn mean(&self) -> Duration {
@@ -328,6 +334,28 @@ impl LatencyHistogram {
             let (low, width) = self.precision.bounds_of(index);
             (low, width, *n)
         })
+    }
+
+    /// How many values lie up to each of some rising bounds, in nanoseconds, and past the one before it; those
+    /// past the last one are in none.
+    ///
+    /// A bucket that a bound cuts counts past it. So no value is counted under a bound that it exceeds, and what
+    /// is counted never goes back.
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn up_to<const N: usize>(&self, bounds_ns: &[u64; N]) -> [u64; N] {
+        let mut up_to = [0_u64; N];
+        if self.count == 0 {
+            return up_to;
+        }
+        let mut from = self.precision.index_of(self.min_ns);
+        let end = self.precision.index_of(self.max_ns) + 1;
+        for (count, bound) in up_to.iter_mut().zip(bounds_ns) {
+            // The first bucket whose last value lies past the bound.
+            let to = self.precision.index_of((bound + 1).min(MAX_NS)).clamp(from, end);
+            *count = total(&self.counts[from..to]);
+            from = to;
+        }
+        up_to
     }
 
     /// The outermost buckets that are not empty.
@@ -537,7 +565,12 @@ impl HistogramCells {
             if known { (min_ns, max_ns) } else { (*low.start(), *high.end()) };
         read.sum_ns = self.sum_ns.load(Relaxed);
         read.clamped = self.clamped.load(Relaxed);
-        into.merge(&read);
+        // The first one is not copied: of many routes, that would be most of the work.
+        if into.count == 0 {
+            *into = read;
+        } else {
+            into.merge(&read);
+        }
     }
 }
 
@@ -703,6 +736,17 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "prometheus")]
+    #[test]
+    fn a_bucket_that_a_bound_cuts_counts_past_it() {
+        // The bucket of 5 ms begins at 4,980,736 ns and is 65,536 ns wide.
+        let histogram = histogram(&[4_980_735, 4_980_736, 5_000_000, 5_000_001]);
+        assert_eq!(histogram.up_to(&[5_000_000, 10_000_000]), [1, 3]);
+        // The last value that it may hold is the bound itself.
+        assert_eq!(histogram.up_to(&[5_046_271, 10_000_000]), [4, 0]);
+        assert_eq!(histogram.sum(), Duration::from_nanos(19_961_472));
+    }
+
     #[test]
     fn a_percentile_without_support_is_absent() {
         let summary = histogram(&(0..299).map(|n| n * 1000).collect::<Vec<_>>()).summary();
@@ -813,6 +857,24 @@ mod tests {
             prop_assert_eq!(&merged, &with_precision(of_a.min(of_b), &both));
             let undone = merged.since(&with_precision(of_a, &a));
             prop_assert_eq!(undone.count(), b.len() as u64);
+        }
+
+        #[cfg(feature = "prometheus")]
+        #[test]
+        fn no_value_is_counted_under_a_bound_that_it_exceeds_and_none_far_below_is_missed(
+            values in prop::collection::vec(1_000_u64..20_000_000_000, 0..300),
+            precision in precisions(),
+        ) {
+            let bounds = [5_000_000_u64, 10_000_000, 250_000_000, 1_000_000_000, 10_000_000_000];
+            let counts = with_precision(precision, &values).up_to(&bounds);
+            let mut counted = 0;
+            for (bound, n) in bounds.into_iter().zip(counts) {
+                counted += n;
+                let up_to = |limit: u64| values.iter().filter(|value| **value <= limit).count() as u64;
+                // As wide as the widest bucket is in proportion to its values.
+                let far = bound - (bound >> precision.sub_bits());
+                prop_assert!((up_to(far)..=up_to(bound)).contains(&counted), "{counted} to {bound} ns");
+            }
         }
 
         #[test]

@@ -34,6 +34,8 @@
 //!   (`Perf::observe_redis`).
 //! - `sqlx`: pools of sqlx 0.9 that say how long is waited for connections and queries (`Perf::observe_sqlx`).
 //! - `hdrhistogram`: `GET /perf/histogram` can answer in `HdrHistogram`'s own encoding.
+//! - `metrics`: everything is published to the recorder of the `metrics` facade (`Perf::publish`).
+//! - `prometheus`: `GET /perf/metrics`, in the text format of Prometheus.
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
@@ -45,6 +47,8 @@ mod counts;
 #[cfg(feature = "deadpool")]
 mod deadpool;
 mod endpoint;
+#[cfg(feature = "prometheus")]
+mod exposition;
 mod future;
 #[cfg(feature = "token")]
 mod gate;
@@ -54,6 +58,8 @@ mod history;
 #[cfg(feature = "token")]
 mod keys;
 mod layer;
+#[cfg(any(feature = "metrics", feature = "prometheus"))]
+mod metric;
 mod naming;
 mod outcome;
 #[cfg(feature = "token")]
@@ -63,6 +69,8 @@ mod phase;
 mod pool;
 mod probe;
 mod process;
+#[cfg(feature = "metrics")]
+mod publisher;
 mod recorder;
 #[cfg(feature = "deadpool-redis")]
 mod redis;

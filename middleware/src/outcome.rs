@@ -35,6 +35,19 @@ impl Outcome {
         self as usize
     }
 
+    /// Its name where it is counted: `ok`, `client_error`, `limited`, `server_error`, `cancelled`, `panicked`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ClientError => "client_error",
+            Self::Limited => "limited",
+            Self::ServerError => "server_error",
+            Self::Cancelled => "cancelled",
+            Self::Panicked => "panicked",
+        }
+    }
+
     /// What a response with this status amounts to, once its body is out.
     #[must_use]
     pub fn of_status(status: StatusCode) -> Self {

@@ -8,8 +8,13 @@ use std::{
     },
 };
 
+#[cfg(feature = "metrics")]
+use std::time::Duration;
+
 use axum::Router;
 
+#[cfg(feature = "metrics")]
+use crate::publisher;
 #[cfg(feature = "sqlx")]
 use crate::sqlx::ObservedPool;
 use crate::{
@@ -116,8 +121,9 @@ impl Perf {
     /// | `/perf` | a page for browsers (`Accept: text/html`), otherwise a snapshot: [`PerfView`](crate::PerfView) as JSON |
     /// | `/perf/live` | a snapshot a second, as server-sent events |
     /// | `/perf/histogram?method=&route=` | the latencies of one route: as JSON, or with the feature `hdrhistogram` in its V2 encoding |
+    /// | `/perf/metrics` | with the feature `prometheus`: everything since the start, as Prometheus reads it |
     ///
-    /// All of them take `?window=10s`, `1m` or `5m`, for what was recorded [lately](Self::window): the first
+    /// The first three take `?window=10s`, `1m` or `5m`, for what was recorded [lately](Self::window): the first
     /// request begins the sampling that this needs. Without it they show everything since the start.
     ///
     /// They tell anyone who may ask which routes there are and how they fare, though nothing of single requests:
@@ -369,6 +375,36 @@ impl Perf {
     pub fn window(&self, window: Window) -> Snapshot {
         self.history.start(&self.recorder);
         self.history.window(&self.recorder, window)
+    }
+
+    /// Publishes everything that is counted to the recorder that the [`metrics`] facade has installed, once every
+    /// `every` (at least a millisecond), until the last handle and the last service are gone, and then once more.
+    ///
+    /// Names and labels are those of `GET /perf/metrics`. Counters are set to what was counted since the start;
+    /// those of seconds are gauges, since the facade's counters are whole numbers. Histograms get each value that
+    /// came since they were last published, in the middle of its bucket: as exactly as the
+    /// [`Precision`](crate::Precision) says. Requests pay nothing for it: figures come from snapshots, taken on a
+    /// thread for blocking work.
+    ///
+    /// Install the recorder before: what is published without one is lost. Spawn it once, or histograms get every
+    /// value twice. Dropped, it stops; what was published stays.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use parallax_middleware::Perf;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let perf = Perf::new();
+    /// tokio::spawn(perf.publish(Duration::from_secs(10)));
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// The future panics outside of a tokio runtime with a timer.
+    #[cfg(feature = "metrics")]
+    pub fn publish(&self, every: Duration) -> impl Future<Output = ()> + Send + use<> {
+        publisher::publish(Arc::clone(&self.recorder), every)
     }
 
     /// Everything recorded so far. Reading makes no request wait.
