@@ -37,6 +37,8 @@ mod naming;
 mod routers;
 // Services that are no routers: errors, and waiting for readiness.
 mod services;
+// Pools of sqlx, on real databases.
+mod sqlx;
 // Server-sent events: counted apart.
 mod streams;
 // WebSockets, tunnels and other protocols that a request can turn into.

@@ -1,5 +1,7 @@
 //! What crosses the crates, in one binary: one link, and one place for what the tests share.
 
+// Where the time goes, on a real database.
+mod attribution;
 // The load generator, the layer and a router together.
 mod in_process;
 // The example service over HTTP and JSON, on SQLite, PostgreSQL and Redis.

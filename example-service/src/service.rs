@@ -47,9 +47,9 @@ impl Service {
     /// # Errors
     /// The database, or Redis where it is set, cannot be reached within 10 s, or refuses.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let perf = Perf::new();
         let limiter = auth::limiter(&config)?;
-        let store = Store::open(&config).await?;
+        let perf = Perf::new();
+        let store = Store::open(&config, &perf).await?;
         let cache: Box<dyn Cache> = match &config.redis_url {
             None => Box::new(MemoryCache::new(&perf)),
             Some(url) => {

@@ -2,9 +2,12 @@
 
 use std::{fmt::Write as _, time::Duration};
 
+use parallax_middleware::{
+    Perf,
+    sqlx::{ObservedPool, ObservedTransaction},
+};
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row,
-    Transaction,
+    Any, AnyConnection, AssertSqlSafe, ConnectOptions, Connection, Executor, Row,
     any::{AnyConnectOptions, AnyPoolOptions},
 };
 
@@ -30,22 +33,25 @@ const PREPARED_ROWS: usize = 8;
 /// After every other term with the same beginning: the last character there is.
 const LAST_CHARACTER: char = '\u{10FFFF}';
 
+/// A transaction that may write.
+pub(crate) type Writing = ObservedTransaction<'static, Any>;
+
 /// The pools, and the queries on them.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
-    read: AnyPool,
+    read: ObservedPool<Any>,
     /// On SQLite one connection of its own: there, writers wait for each other anyway, and those that
     /// wait in line here never see `SQLITE_BUSY`. On PostgreSQL the same as `read`.
-    write: AnyPool,
+    write: ObservedPool<Any>,
     /// One connection for the worker that reads what is new: behind a line of requests, the model would
     /// grow old exactly when much is written.
-    background: AnyPool,
+    background: ObservedPool<Any>,
     backend: Backend,
 }
 
 impl Store {
-    /// Connects, and brings the tables up to date.
-    pub(crate) async fn open(config: &Config) -> Result<Self, StartError> {
+    /// Connects, and brings the tables up to date. `perf` says who waits for connections and queries.
+    pub(crate) async fn open(config: &Config, perf: &Perf) -> Result<Self, StartError> {
         sqlx::any::install_default_drivers();
         let url = &config.database_url;
         let failed = |error: &dyn std::fmt::Display| StartError::Database {
@@ -65,18 +71,19 @@ impl Store {
             Ok(Err(error)) => return Err(failed(&error)),
             Err(_) => return Err(failed(&format!("no answer within {CONNECT_DEADLINE:?}"))),
         }
-        let pool = |connections| {
-            pool_options(backend)
+        let pool = |name, connections| {
+            let pool = pool_options(backend)
                 .max_connections(connections)
                 .acquire_timeout(config.acquire_timeout)
-                .connect_lazy_with(options.clone())
+                .connect_lazy_with(options.clone());
+            perf.observe_sqlx(name, pool)
         };
-        let read = pool(config.database_connections);
+        let read = pool("db", config.database_connections);
         let write = match backend {
-            Backend::Sqlite => pool(1),
+            Backend::Sqlite => pool("db_write", 1),
             Backend::Postgres => read.clone(),
         };
-        let background = pool(1);
+        let background = pool("db_background", 1);
         let migrations = match backend {
             Backend::Sqlite => sqlx::migrate!("migrations/sqlite"),
             Backend::Postgres => sqlx::migrate!("migrations/postgres"),
@@ -238,7 +245,7 @@ impl Store {
     }
 
     /// A transaction that may write.
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
+    pub(crate) async fn begin(&self) -> Result<Writing, sqlx::Error> {
         match self.backend {
             // A transaction that reads first and then writes would fail if another process wrote between.
             Backend::Sqlite => self.write.begin_with("BEGIN IMMEDIATE").await,
@@ -291,7 +298,7 @@ async fn prepare(connection: &mut AnyConnection, backend: Backend) -> Result<(),
 
 /// Takes `count` numbers; returns the one before the first. Others wait until the transaction ends.
 pub(crate) async fn take_numbers(
-    connection: &mut AnyConnection,
+    transaction: &mut Writing,
     sequence: &'static str,
     count: usize,
 ) -> Result<i64, sqlx::Error> {
@@ -300,14 +307,14 @@ pub(crate) async fn take_numbers(
         sqlx::query("UPDATE sequences SET value = value + $1 WHERE name = $2 RETURNING value")
             .bind(count)
             .bind(sequence)
-            .fetch_one(connection)
+            .fetch_one(&mut **transaction)
             .await?;
     Ok(row.try_get::<i64, _>(0)? - count)
 }
 
 /// Stores entities, each id once, and replaces those that are there. `revision`: the one before theirs.
 pub(crate) async fn upsert_entities(
-    connection: &mut AnyConnection,
+    transaction: &mut Writing,
     entities: &[&Entity],
     mut revision: i64,
 ) -> Result<(), sqlx::Error> {
@@ -323,7 +330,7 @@ pub(crate) async fn upsert_entities(
             revision += 1;
             query = query.bind(entity.id).bind(&entity.title).bind(&entity.category).bind(revision);
         }
-        query.execute(&mut *connection).await?;
+        query.execute(&mut **transaction).await?;
 
         let mut sql = String::from("DELETE FROM entity_terms WHERE entity_id IN ");
         push_rows(&mut sql, 1, chunk.len());
@@ -331,7 +338,7 @@ pub(crate) async fn upsert_entities(
         for entity in chunk {
             query = query.bind(entity.id);
         }
-        query.execute(&mut *connection).await?;
+        query.execute(&mut **transaction).await?;
     }
     let terms: Vec<(String, i64)> = entities
         .iter()
@@ -344,14 +351,14 @@ pub(crate) async fn upsert_entities(
         for (term, entity) in chunk {
             query = query.bind(term).bind(*entity);
         }
-        query.execute(&mut *connection).await?;
+        query.execute(&mut **transaction).await?;
     }
     Ok(())
 }
 
 /// Which of `ids`, each given once, are entities.
 pub(crate) async fn existing_entities(
-    connection: &mut AnyConnection,
+    transaction: &mut Writing,
     ids: &[i64],
 ) -> Result<Vec<i64>, sqlx::Error> {
     let mut existing = Vec::with_capacity(ids.len());
@@ -362,7 +369,7 @@ pub(crate) async fn existing_entities(
         for id in chunk {
             query = query.bind(*id);
         }
-        for row in query.fetch_all(&mut *connection).await? {
+        for row in query.fetch_all(&mut **transaction).await? {
             existing.push(row.try_get(0)?);
         }
     }
@@ -371,7 +378,7 @@ pub(crate) async fn existing_entities(
 
 /// Stores interactions. `id`: the one before theirs.
 pub(crate) async fn insert_interactions(
-    connection: &mut AnyConnection,
+    transaction: &mut Writing,
     interactions: &[Interaction],
     mut id: i64,
     now_ms: i64,
@@ -391,7 +398,7 @@ pub(crate) async fn insert_interactions(
                 .bind(interaction.kind.code())
                 .bind(now_ms);
         }
-        query.execute(&mut *connection).await?;
+        query.execute(&mut **transaction).await?;
     }
     Ok(())
 }

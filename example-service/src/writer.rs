@@ -18,7 +18,7 @@ use crate::{
     entity::Entity,
     interaction::Interaction,
     problem::ApiError,
-    store::{self, Store},
+    store::{self, Store, Writing},
 };
 
 /// Jobs that may wait. Each has at most a batch of rows.
@@ -183,10 +183,7 @@ fn all_alike(error: sqlx::Error, jobs: &[Rows]) -> Answers {
     jobs.iter().map(|_| Err(answer.clone())).collect()
 }
 
-async fn write_all(
-    mut transaction: sqlx::Transaction<'static, sqlx::Any>,
-    jobs: &[Rows],
-) -> Result<Answers, sqlx::Error> {
+async fn write_all(mut transaction: Writing, jobs: &[Rows]) -> Result<Answers, sqlx::Error> {
     // Entities first: an interaction may follow its entity in the same group.
     let mut written_entities = write_entities(&mut transaction, jobs).await?;
     let mut answers = write_interactions(&mut transaction, jobs).await?;
@@ -200,7 +197,7 @@ async fn write_all(
 }
 
 async fn write_entities(
-    connection: &mut sqlx::AnyConnection,
+    transaction: &mut Writing,
     jobs: &[Rows],
 ) -> Result<Vec<Option<Receipt>>, sqlx::Error> {
     let mut latest: FxHashMap<i64, &Entity> = FxHashMap::default();
@@ -214,9 +211,9 @@ async fn write_entities(
         let mut entities: Vec<&Entity> = latest.into_values().collect();
         // In one order everywhere, so that two processes never wait for each other's rows.
         entities.sort_unstable_by_key(|entity| entity.id);
-        let before = store::take_numbers(connection, "entities", entities.len()).await?;
+        let before = store::take_numbers(transaction, "entities", entities.len()).await?;
         last = before + i64::try_from(entities.len()).unwrap_or_default();
-        store::upsert_entities(connection, &entities, before).await?;
+        store::upsert_entities(transaction, &entities, before).await?;
     }
     Ok(jobs
         .iter()
@@ -225,7 +222,7 @@ async fn write_entities(
 }
 
 async fn write_interactions(
-    connection: &mut sqlx::AnyConnection,
+    transaction: &mut Writing,
     jobs: &[Rows],
 ) -> Result<Vec<Option<Result<Receipt, ApiError>>>, sqlx::Error> {
     let mut answers = Vec::with_capacity(jobs.len());
@@ -242,7 +239,7 @@ async fn write_interactions(
     let mut named: Vec<i64> = named.into_iter().collect();
     named.sort_unstable();
     let existing: FxHashSet<i64> =
-        store::existing_entities(connection, &named).await?.into_iter().collect();
+        store::existing_entities(transaction, &named).await?.into_iter().collect();
 
     let mut rows: Vec<Interaction> = Vec::new();
     let mut ends = Vec::with_capacity(jobs.len());
@@ -258,8 +255,8 @@ async fn write_interactions(
     if rows.is_empty() {
         return Ok(answers);
     }
-    let before = store::take_numbers(connection, "interactions", rows.len()).await?;
-    store::insert_interactions(connection, &rows, before, now_ms()).await?;
+    let before = store::take_numbers(transaction, "interactions", rows.len()).await?;
+    store::insert_interactions(transaction, &rows, before, now_ms()).await?;
     for ((job, answer), end) in jobs.iter().zip(&mut answers).zip(ends) {
         if answer.is_none() && matches!(job, Rows::Interactions(_)) {
             let last = before + i64::try_from(end).unwrap_or_default();

@@ -65,18 +65,15 @@ impl Clock {
     /// Nanoseconds since `start`, zero if that is still to come.
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
-        match self {
-            Self::Counter(clock) => clock.delta_as_nanos(start.0, clock.raw()),
-            Self::Tokio(clock) => clock.nanos_since(start),
-        }
+        self.nanos_between(start, self.now())
     }
 
-    /// Nanoseconds between two readings, zero if the second came first.
+    /// Nanoseconds from one reading to another, zero if that one was first.
     #[inline]
     pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks) -> u64 {
         match self {
             Self::Counter(clock) => clock.delta_as_nanos(start.0, end.0),
-            Self::Tokio(clock) => clock.nanos_between(start, end),
+            Self::Tokio(_) => TokioClock::nanos_between(start, end),
         }
     }
 }
@@ -95,13 +92,12 @@ impl TokioClock {
     /// Nanoseconds since `start`, zero if that is still to come.
     #[inline]
     pub(crate) fn nanos_since(&self, start: Ticks) -> u64 {
-        self.nanos_between(start, self.now())
+        Self::nanos_between(start, self.now())
     }
 
-    /// Nanoseconds between two readings, zero if the second came first.
+    /// Nanoseconds from one reading to another, zero if that one was first.
     #[inline]
-    #[expect(clippy::unused_self, reason = "only its own clock knows what a reading means")]
-    pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks) -> u64 {
+    pub(crate) fn nanos_between(start: Ticks, end: Ticks) -> u64 {
         end.0.saturating_sub(start.0)
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct Counters {
     pools: Pools,
     phases: PhaseNames,
     /// Phases of work that was for no request.
-    elsewhere: PhaseCells,
+    elsewhere: PerSlot<PhaseCells>,
     started: Instant,
 }
 
@@ -164,7 +164,7 @@ impl Counters {
             limiter: LimiterCells::default(),
             pools: Pools::default(),
             phases: PhaseNames::new(),
-            elsewhere: PhaseCells::new(precision),
+            elsewhere: PerSlot::new(),
             started: Instant::now(),
         }
     }
@@ -215,21 +215,20 @@ impl Counters {
 
     /// Counts a phase of work that was for no request.
     pub(crate) fn record_elsewhere(&self, phase: PhaseIndex, ns: u64) {
-        self.elsewhere.record_one(phase, ns);
+        let (cells, writer) = self.elsewhere.here(|| PhaseCells::new(self.precision));
+        cells.record_one(writer, phase, ns);
     }
 
     /// The phases of work that was for no request, by name.
     pub(crate) fn elsewhere(&self) -> BTreeMap<String, LatencyHistogram> {
-        self.elsewhere.read(&self.phases).times
+        let mut all = PhaseCounts::default();
+        self.elsewhere.iter().for_each(|cells| all.merge(&cells.read(&self.phases)));
+        all.times
     }
 
     /// What is watched besides requests.
     pub(crate) fn pools(&self) -> &Pools {
         &self.pools
-    }
-
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
     }
 
     pub(crate) fn precision(&self) -> Precision {
@@ -274,7 +273,7 @@ impl Counters {
     #[inline]
     pub(crate) fn nanos_between(&self, start: Ticks, end: Ticks, paired: bool) -> u64 {
         if paired {
-            self.shared_clock.nanos_between(start, end)
+            TokioClock::nanos_between(start, end)
         } else {
             self.clock.nanos_between(start, end)
         }
@@ -552,9 +551,13 @@ impl PhaseCells {
     /// Records the phases of a request that took so many nanoseconds.
     fn record(&self, phases: &PhaseTimes, server_time: u64) {
         for (phase, ns) in &phases.times {
-            self.record_one(*phase, *ns);
+            self.record_one(Writer::Shared, *phase, *ns);
         }
-        self.record_one(PhaseIndex::HANDLER, server_time.saturating_sub(phases.covered));
+        self.record_one(
+            Writer::Shared,
+            PhaseIndex::HANDLER,
+            server_time.saturating_sub(phases.covered),
+        );
         let overlap = phases.overlap();
         if overlap > 0 {
             Writer::Shared.add(&self.overlapped, 1);
@@ -562,10 +565,10 @@ impl PhaseCells {
         }
     }
 
-    fn record_one(&self, phase: PhaseIndex, ns: u64) {
+    fn record_one(&self, writer: Writer, phase: PhaseIndex, ns: u64) {
         let cells =
             self.times[phase.index()].get_or_init(|| Box::new(HistogramCells::new(self.precision)));
-        cells.record(Writer::Shared, ns);
+        cells.record(writer, ns);
     }
 
     fn read(&self, names: &PhaseNames) -> PhaseCounts {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     perf::Perf,
-    pool::{PoolHold, PoolSize, PoolSource, PoolWatch, TimeoutKind},
+    pool::{PoolHold, PoolSize, PoolSource, PoolWatch, TimeoutKind, Watched},
     recorder::LocalRecorder,
 };
 
@@ -58,10 +58,12 @@ impl Perf {
     {
         // The same pool without its wrapper, so that the metrics of its objects are at hand.
         let objects = pool.weak().upgrade().expect("it is there");
-        let source = Arc::new(Source { pool: pool.weak().upgrade().expect("it is there") });
+        let source: Arc<dyn PoolSource> =
+            Arc::new(Source { pool: pool.weak().upgrade().expect("it is there") });
         let recorder = LocalRecorder::clone(self.recorder());
-        let watch = PoolWatch::new(recorder, name, KIND, Some(source));
-        ObservedDeadpool { pool, objects, watch }
+        let watch = PoolWatch::new(Watched::new(recorder, name, KIND, ()));
+        watch.sized_by(&source);
+        ObservedDeadpool { pool, objects, watch, source }
     }
 
     /// Counts apart what the pool of a name takes to create and to recycle connections, each time: for those
@@ -87,7 +89,7 @@ impl Perf {
     /// ```
     pub fn observe_manager<M: Manager>(&self, name: &str, manager: M) -> ObservedManager<M> {
         let recorder = LocalRecorder::clone(self.recorder());
-        let watch = PoolWatch::new(recorder, name, KIND, None);
+        let watch = PoolWatch::new(Watched::new(recorder, name, KIND, ()));
         watch.times_its_parts();
         ObservedManager { manager, watch }
     }
@@ -112,6 +114,8 @@ pub struct ObservedDeadpool<M: Manager, W: From<Object<M>> = Object<M>> {
     pool: Pool<M, W>,
     objects: Pool<M>,
     watch: PoolWatch,
+    /// Not of the watch, which connections hold: they keep no pool open.
+    source: Arc<dyn PoolSource>,
 }
 
 impl<M: Manager, W: From<Object<M>>> ObservedDeadpool<M, W> {
@@ -138,14 +142,14 @@ impl<M: Manager, W: From<Object<M>>> ObservedDeadpool<M, W> {
         &self,
         timeouts: &Timeouts,
     ) -> Result<ObservedObject<W>, PoolError<M::Error>> {
-        let wait = self.watch.wait();
+        let mut wait = self.watch.ask();
         // Without queueing: nobody is overtaken, as slots that come free go to those who queue.
         let at_once = Timeouts { wait: Some(Duration::ZERO), ..*timeouts };
-        let mut got = self.objects.timeout_get(&at_once).await;
+        let mut got = wait.over(self.objects.timeout_get(&at_once)).await;
         let queued = timeouts.wait != at_once.wait
             && matches!(got, Err(PoolError::Timeout(TimeoutType::Wait)));
         if queued {
-            got = self.objects.timeout_get(timeouts).await;
+            got = wait.over(self.objects.timeout_get(timeouts)).await;
         }
         match got {
             Ok(object) => {
@@ -185,7 +189,7 @@ impl<M: Manager, W: From<Object<M>>> Deref for ObservedDeadpool<M, W> {
 impl<M: Manager, W: From<Object<M>>> Clone for ObservedDeadpool<M, W> {
     fn clone(&self) -> Self {
         let (pool, objects) = (self.pool.clone(), self.objects.clone());
-        Self { pool, objects, watch: self.watch.clone() }
+        Self { pool, objects, watch: self.watch.clone(), source: self.source.clone() }
     }
 }
 

@@ -32,6 +32,7 @@
 //! - `deadpool`: pools of `deadpool` say how long was waited for a connection (`Perf::observe_deadpool`).
 //! - `deadpool-redis`: pools of `deadpool-redis` say besides how long commands took, and what the cache had
 //!   (`Perf::observe_redis`).
+//! - `sqlx`: pools of sqlx 0.9 that say how long is waited for connections and queries (`Perf::observe_sqlx`).
 //! - `hdrhistogram`: `GET /perf/histogram` can answer in `HdrHistogram`'s own encoding.
 //! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
@@ -69,6 +70,8 @@ mod route;
 mod service;
 mod slot;
 mod snapshot;
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 mod stored;
 mod sync;
 #[cfg(feature = "token")]

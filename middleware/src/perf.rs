@@ -10,6 +10,8 @@ use std::{
 
 use axum::Router;
 
+#[cfg(feature = "sqlx")]
+use crate::sqlx::ObservedPool;
 use crate::{
     bypass::{Bypass, BypassPolicy},
     counters::Counters,
@@ -18,7 +20,7 @@ use crate::{
     history::{History, Window},
     layer::PerfLayer,
     phase::{Followed, Observed, Phase},
-    pool::{CacheWatch, PoolWatch},
+    pool::{CacheWatch, PoolWatch, Watched},
     recorder::{LocalRecorder, Recorder},
     route::RouteKey,
     snapshot::Snapshot,
@@ -46,13 +48,13 @@ pub struct Perf {
 
 /// What a stream of snapshots has of the handle: it keeps nothing alive.
 #[derive(Clone)]
-pub(crate) struct Watched {
+pub(crate) struct Onlooker {
     counters: Weak<Counters>,
     history: Weak<History>,
     over: Arc<AtomicBool>,
 }
 
-impl Watched {
+impl Onlooker {
     /// Everything recorded so far, or lately; `None` if those who counted have gone.
     pub(crate) fn read(&self, window: Option<Window>) -> Option<Snapshot> {
         let counters = self.counters.upgrade()?;
@@ -168,8 +170,8 @@ impl Perf {
         self.history.start(&self.recorder);
     }
 
-    pub(crate) fn watched(&self) -> Watched {
-        Watched {
+    pub(crate) fn onlooker(&self) -> Onlooker {
+        Onlooker {
             counters: Arc::downgrade(&self.recorder),
             history: Arc::downgrade(&self.history),
             over: self.over.clone(),
@@ -287,7 +289,56 @@ impl Perf {
     /// ```
     #[must_use]
     pub fn pool(&self, name: &str) -> PoolWatch {
-        PoolWatch::new(LocalRecorder::clone(&self.recorder), name, "other", None)
+        PoolWatch::new(Watched::new(LocalRecorder::clone(&self.recorder), name, "other", ()))
+    }
+
+    /// Wraps a pool of sqlx: whoever acquires a connection from the wrapper is in the phase `pool_wait:<name>`
+    /// until it is there, and a query through it is the phase `query:<name>`. The snapshot has the waits of all,
+    /// how long connections are kept, and how many there are. [The module](crate::sqlx) says what is measured.
+    ///
+    /// A pool is wrapped once, and the wrapper cloned: what watches two under one name adds up their sizes.
+    ///
+    /// ```
+    /// # async fn connect(perf: &parallax_middleware::Perf, url: &str) -> sqlx::Result<()> {
+    /// let pool = sqlx::SqlitePool::connect(url).await?;
+    /// let pool = perf.observe_sqlx("db", pool);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "sqlx")]
+    #[must_use]
+    pub fn observe_sqlx<DB: sqlx::Database>(
+        &self,
+        name: &str,
+        pool: sqlx::Pool<DB>,
+    ) -> ObservedPool<DB> {
+        let recorder = LocalRecorder::clone(&self.recorder);
+        ObservedPool::new(Watched::new(recorder, name, "sqlx", pool))
+    }
+
+    /// Options for a pool that will be [wrapped](Self::observe_sqlx) under this name: how long it takes to check
+    /// idle connections is counted apart, as the pool's `recycle`. Without this, it is part of the waits alone.
+    ///
+    /// Connections are checked as they were, but by a `before_acquire` in the place of `test_before_acquire`: one
+    /// that the options have already is replaced. Options that do not check connections are left as they are.
+    ///
+    /// ```
+    /// # use sqlx::sqlite::SqlitePoolOptions;
+    /// # async fn connect(perf: &parallax_middleware::Perf, url: &str) -> sqlx::Result<()> {
+    /// let options = perf.observe_sqlx_options("db", SqlitePoolOptions::new());
+    /// let pool = perf.observe_sqlx("db", options.connect(url).await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "sqlx")]
+    pub fn observe_sqlx_options<DB: sqlx::Database>(
+        &self,
+        name: &str,
+        options: sqlx::pool::PoolOptions<DB>,
+    ) -> sqlx::pool::PoolOptions<DB> {
+        let recorder = LocalRecorder::clone(&self.recorder);
+        let pool = PoolWatch::new(Watched::new(recorder, name, "sqlx", ()));
+        crate::sqlx::count_checks(options, pool)
     }
 
     /// Counts what a cache had and had not.

@@ -152,6 +152,8 @@ struct Spans {
     open: u32,
     /// How long it was in any, where each beginning of such a stretch counts negative and each end positive.
     covered: u64,
+    /// Up to when that is known: a stretch that is told of late may have begun before.
+    covered_until: u64,
     limiter: AtLimiter,
     closed: bool,
 }
@@ -183,6 +185,46 @@ impl PhaseTimes {
     }
 }
 
+impl Spans {
+    /// The time in a phase.
+    fn of(&mut self, phase: PhaseIndex) -> &mut Span {
+        let known = self.phases.iter().position(|span| span.phase == phase);
+        let at = known.unwrap_or_else(|| {
+            self.phases.push(Span { phase, open: 0, ns: 0 });
+            self.phases.len() - 1
+        });
+        &mut self.phases[at]
+    }
+
+    fn begin(&mut self, phase: PhaseIndex, at: u64) {
+        if self.closed {
+            return;
+        }
+        if self.open == 0 {
+            self.covered = self.covered.wrapping_sub(at.max(self.covered_until));
+        }
+        self.open += 1;
+        let span = self.of(phase);
+        span.open += 1;
+        span.ns = span.ns.wrapping_sub(at);
+    }
+
+    fn end(&mut self, phase: PhaseIndex, at: u64) {
+        if self.closed {
+            return;
+        }
+        let open = self.phases.iter_mut().find(|span| span.phase == phase && span.open > 0);
+        let Some(span) = open else { return };
+        span.open -= 1;
+        span.ns = span.ns.wrapping_add(at);
+        self.open -= 1;
+        if self.open == 0 {
+            self.covered_until = at.max(self.covered_until);
+            self.covered = self.covered.wrapping_add(self.covered_until);
+        }
+    }
+}
+
 impl PhaseLog {
     fn new(origin: Origin) -> Self {
         Self { origin, spans: Mutex::default() }
@@ -193,41 +235,28 @@ impl PhaseLog {
     }
 
     pub(crate) fn begin(&self, phase: PhaseIndex, at: u64) {
-        let mut spans = self.spans();
-        let spans = &mut *spans;
-        if spans.closed {
-            return;
-        }
-        if spans.open == 0 {
-            spans.covered = spans.covered.wrapping_sub(at);
-        }
-        spans.open += 1;
-        let span = match spans.phases.iter_mut().find(|span| span.phase == phase) {
-            Some(span) => span,
-            None => {
-                spans.phases.push(Span { phase, open: 0, ns: 0 });
-                spans.phases.last_mut().expect("one has been pushed")
-            }
-        };
-        span.open += 1;
-        span.ns = span.ns.wrapping_sub(at);
+        self.spans().begin(phase, at);
     }
 
     /// Ends a stretch of a phase, if there is one that has not ended.
     pub(crate) fn end(&self, phase: PhaseIndex, at: u64) {
+        self.spans().end(phase, at);
+    }
+
+    /// A stretch that is over when it is told of.
+    fn add(&self, phase: PhaseIndex, from: u64, to: u64) {
         let mut spans = self.spans();
-        let spans = &mut *spans;
         if spans.closed {
             return;
         }
-        let open = spans.phases.iter_mut().find(|span| span.phase == phase && span.open > 0);
-        let Some(span) = open else { return };
-        span.open -= 1;
-        span.ns = span.ns.wrapping_add(at);
-        spans.open -= 1;
         if spans.open == 0 {
-            spans.covered = spans.covered.wrapping_add(at);
+            let known = spans.covered_until;
+            spans.covered_until = to.max(known);
+            let more = spans.covered_until - from.max(known).min(spans.covered_until);
+            spans.covered = spans.covered.wrapping_add(more);
         }
+        let span = spans.of(phase);
+        span.ns = span.ns.wrapping_add(to - from);
     }
 
     /// What the limiter did with the request.
@@ -344,6 +373,12 @@ impl Drop for Entered<'_> {
 
 /// The log of the request that this code runs for, if it runs for any of `owner`'s.
 pub(crate) fn current(owner: Option<RecorderId>) -> Option<Arc<PhaseLog>> {
+    with_current(owner, Arc::clone)
+}
+
+/// Does something with that log.
+#[inline]
+fn with_current<T>(owner: Option<RecorderId>, run: impl FnOnce(&Arc<PhaseLog>) -> T) -> Option<T> {
     CURRENT.with(|scope| {
         let current = scope.owner.get()?;
         if owner.is_some_and(|owner| owner != current) {
@@ -356,8 +391,9 @@ pub(crate) fn current(owner: Option<RecorderId>) -> Option<Arc<PhaseLog>> {
                 paired: scope.paired.get(),
             }))
         });
-        scope.log.set(ManuallyDrop::new(Some(log.clone())));
-        Some(log)
+        let done = run(&log);
+        scope.log.set(ManuallyDrop::new(Some(log)));
+        Some(done)
     })
 }
 
@@ -372,43 +408,83 @@ pub(crate) fn within<T>(log: &Arc<PhaseLog>, run: impl FnOnce() -> T) -> T {
 #[derive(Debug)]
 pub(crate) struct Stretch {
     phase: PhaseIndex,
-    begun: Ticks,
-    /// Timed by the clock that its request shares with its client?
-    paired: bool,
-    /// Of its request.
-    log: Option<Arc<PhaseLog>>,
+    /// Where it began.
+    at: At,
 }
 
-/// The end of a [`Stretch`].
-pub(crate) struct StretchEnd {
-    /// Nanoseconds since it began.
-    pub(crate) ns: u64,
-    /// When; `None` by the clock that a request shares with its client.
-    pub(crate) at: Option<Ticks>,
+#[derive(Debug)]
+enum At {
+    /// Nanoseconds after the request entered.
+    Request(Arc<PhaseLog>, u64),
+    Elsewhere(Ticks),
 }
 
 impl LocalRecorder {
     /// Begins a phase of the request that this code runs for.
     pub(crate) fn begin_phase(&self, phase: PhaseIndex) -> Stretch {
-        let log = current(Some(self.id()));
-        let paired = log.as_ref().is_some_and(|log| log.origin.paired);
-        let begun = self.now(paired);
-        if let Some(log) = &log {
-            log.begin(phase, self.since_entry(log, begun));
-        }
-        Stretch { phase, begun, paired, log }
+        let at = match current(Some(self.id())) {
+            Some(log) => {
+                let at = self.since_entry(&log);
+                log.begin(phase, at);
+                At::Request(log, at)
+            }
+            None => At::Elsewhere(self.now(false)),
+        };
+        Stretch { phase, at }
     }
 
-    /// Ends it.
-    pub(crate) fn end_phase(&self, stretch: &Stretch) -> StretchEnd {
-        let Stretch { phase, begun, paired, ref log } = *stretch;
-        let now = self.now(paired);
-        let ns = self.nanos_between(begun, now, paired);
-        match log {
-            Some(log) => log.end(phase, self.since_entry(log, now)),
-            None => self.record_elsewhere(phase, ns),
+    /// Begins a phase that the request that this code runs for has been in since a reading of the clock.
+    pub(crate) fn begin_phase_at(&self, phase: PhaseIndex, begun: Ticks) -> Stretch {
+        let at = match current(Some(self.id())) {
+            Some(log) => {
+                let at = self.since_entry(&log).saturating_sub(self.nanos_since(begun, false));
+                log.begin(phase, at);
+                At::Request(log, at)
+            }
+            None => At::Elsewhere(begun),
+        };
+        Stretch { phase, at }
+    }
+
+    /// Ends it, and returns how long it was, in nanoseconds.
+    pub(crate) fn end_phase(&self, stretch: &Stretch) -> u64 {
+        match &stretch.at {
+            At::Request(log, begun) => {
+                let at = self.since_entry(log);
+                log.end(stretch.phase, at);
+                at.saturating_sub(*begun)
+            }
+            At::Elsewhere(begun) => {
+                let ns = self.nanos_since(*begun, false);
+                self.record_elsewhere(stretch.phase, ns);
+                ns
+            }
         }
-        StretchEnd { ns, at: (!paired).then_some(now) }
+    }
+
+    /// Adds a phase that the request that this code runs for was in between two readings of the clock, the last
+    /// of them just now, and returns how long that was, in nanoseconds. Cheaper than to begin and to end it.
+    pub(crate) fn add_phase(&self, phase: PhaseIndex, begun: Ticks, ended: Ticks) -> u64 {
+        let ns = self.nanos_between(begun, ended, false);
+        let of_request = with_current(Some(self.id()), |log| {
+            let Origin { entered, paired, .. } = log.origin;
+            // A request that is paired goes by another clock.
+            let at = if paired {
+                self.since_entry(log)
+            } else {
+                self.nanos_between(entered, ended, false)
+            };
+            log.add(phase, at.saturating_sub(ns), at);
+        });
+        if of_request.is_none() {
+            self.record_elsewhere(phase, ns);
+        }
+        ns
+    }
+
+    /// Nanoseconds since the request of a log entered.
+    pub(crate) fn since_entry(&self, log: &PhaseLog) -> u64 {
+        self.nanos_since(log.origin.entered, log.origin.paired)
     }
 
     /// Counts a token that let the request that this code runs for past no limiter.
@@ -418,11 +494,6 @@ impl LocalRecorder {
         if let Some(log) = current(Some(self.id())) {
             log.refused(refusal);
         }
-    }
-
-    /// Nanoseconds from when the request of a log entered.
-    fn since_entry(&self, log: &PhaseLog, until: Ticks) -> u64 {
-        self.nanos_between(log.origin.entered, until, log.origin.paired)
     }
 }
 
@@ -442,7 +513,10 @@ impl Phase {
 
     /// The log of its request.
     pub(crate) fn log(&self) -> Option<Arc<PhaseLog>> {
-        self.stretch.log.clone()
+        match &self.stretch.at {
+            At::Request(log, _) => Some(log.clone()),
+            At::Elsewhere(_) => None,
+        }
     }
 }
 
@@ -472,6 +546,15 @@ enum Observing {
     Over,
 }
 
+impl Observing {
+    /// Begins the phase, with the first poll.
+    fn begin(&mut self) {
+        if let Self::Idle(recorder, phase) = self {
+            *self = Self::Running(Phase::begin(recorder.clone(), *phase));
+        }
+    }
+}
+
 impl<F> Observed<F> {
     pub(crate) fn new(recorder: LocalRecorder, phase: PhaseIndex, future: F) -> Self {
         Self { future, state: Observing::Idle(recorder, phase) }
@@ -483,11 +566,25 @@ impl<F: Future> Future for Observed<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if let Observing::Idle(recorder, phase) = &*this.state {
-            *this.state = Observing::Running(Phase::begin(recorder.clone(), *phase));
-        }
+        this.state.begin();
         let polled = this.future.poll(cx);
         if polled.is_ready() {
+            *this.state = Observing::Over;
+        }
+        polled
+    }
+}
+
+/// Until it is at its end or dropped.
+#[cfg(feature = "sqlx")]
+impl<S: futures_core::Stream> futures_core::Stream for Observed<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let this = self.project();
+        this.state.begin();
+        let polled = this.future.poll_next(cx);
+        if matches!(polled, Poll::Ready(None)) {
             *this.state = Observing::Over;
         }
         polled

@@ -1,22 +1,27 @@
 //! Pools and caches: who waits for a connection, for how long, and how long it is kept.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
+#[cfg(any(feature = "deadpool", feature = "sqlx"))]
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use crate::{
-    clock::{Clock, Ticks},
+    clock::Ticks,
     counts::{CacheCounts, PoolCounts},
     histogram::{HistogramCells, Precision, Writer, nanos},
-    phase::{PhaseIndex, Stretch, StretchEnd},
+    phase::{PhaseIndex, Stretch},
     recorder::LocalRecorder,
     slot::PerSlot,
     sync::{
         OnceLock,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicU64,
             Ordering::{Acquire, Relaxed},
         },
     },
@@ -26,16 +31,12 @@ use crate::{
 pub(crate) struct PoolCells {
     name: Box<str>,
     kind: &'static str,
-    clock: Clock,
     precision: Precision,
     /// `pool_wait:<name>`.
     wait: PhaseIndex,
     /// What it takes to open and to check connections is counted by whoever does it.
-    #[cfg_attr(
-        not(feature = "deadpool"),
-        expect(dead_code, reason = "no other pool needs to know")
-    )]
-    parts_apart: AtomicBool,
+    #[cfg(feature = "deadpool")]
+    parts_apart: std::sync::atomic::AtomicBool,
     shards: PerSlot<PoolShard>,
     /// Those who know how large it is, as long as they are there: a snapshot keeps no pool open.
     sources: Mutex<Vec<Weak<dyn PoolSource>>>,
@@ -82,7 +83,18 @@ pub enum TimeoutKind {
 
 impl TimeoutKind {
     pub(crate) const ALL: [Self; 3] = [Self::Wait, Self::Create, Self::Recycle];
+
+    fn counted(self) -> Counted {
+        match self {
+            Self::Wait => |shard| &shard.timeouts[0],
+            Self::Create => |shard| &shard.timeouts[1],
+            Self::Recycle => |shard| &shard.timeouts[2],
+        }
+    }
 }
+
+/// How waits of a kind are counted that end in one way.
+type Counted = fn(&PoolShard) -> &AtomicU64;
 
 impl PoolCells {
     fn in_slot(&self) -> (&PoolShard, Writer) {
@@ -93,6 +105,21 @@ impl PoolCells {
         let (shard, writer) = self.in_slot();
         let cells = of(shard).get_or_init(|| HistogramCells::new(self.precision));
         cells.record(writer, nanos(took));
+    }
+
+    /// A wait begins.
+    fn asked(&self) {
+        let (shard, writer) = self.in_slot();
+        writer.add(&shard.asked, 1);
+    }
+
+    /// A wait is over; one that is told of only now is counted in first.
+    fn ended(&self, ns: u64, as_what: Counted, told_late: bool) {
+        let (shard, writer) = self.in_slot();
+        writer.add(&shard.asked, told_late.into());
+        shard.wait.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
+        // Last: who sees the end sees the wait.
+        writer.publish(as_what(shard));
     }
 
     fn sources(&self) -> MutexGuard<'_, Vec<Weak<dyn PoolSource>>> {
@@ -183,30 +210,37 @@ impl Pools {
 /// Clones watch the same pool.
 #[derive(Clone)]
 pub struct PoolWatch {
-    recorder: LocalRecorder,
-    cells: Arc<PoolCells>,
-    /// Keeps what the cells know of the size.
-    _source: Option<Arc<dyn PoolSource>>,
+    watched: Arc<Watched<dyn PoolSource>>,
 }
 
-impl PoolWatch {
+/// What all clones of a watch share, and connections that are in use.
+pub(crate) struct Watched<S: ?Sized> {
+    recorder: LocalRecorder,
+    cells: Arc<PoolCells>,
+    /// `query:<name>`, once there is one.
+    #[cfg(feature = "sqlx")]
+    query: OnceLock<PhaseIndex>,
+    pub(crate) source: S,
+}
+
+impl<S> Watched<S> {
     /// Watches the pool of a name, together with whoever else does.
     pub(crate) fn new(
         recorder: LocalRecorder,
         name: &str,
         kind: &'static str,
-        source: Option<Arc<dyn PoolSource>>,
-    ) -> Self {
+        source: S,
+    ) -> Arc<Self> {
         let mut pools = lock(&recorder.pools().pools);
         let known = pools.iter().find(|cells| cells.key() == (name, kind)).cloned();
         let cells = known.unwrap_or_else(|| {
             let cells = Arc::new(PoolCells {
                 name: name.into(),
                 kind,
-                clock: recorder.clock().clone(),
                 precision: recorder.precision(),
                 wait: recorder.phase(&format!("pool_wait:{name}")),
-                parts_apart: AtomicBool::new(false),
+                #[cfg(feature = "deadpool")]
+                parts_apart: false.into(),
                 shards: PerSlot::new(),
                 sources: Mutex::default(),
             });
@@ -214,51 +248,112 @@ impl PoolWatch {
             cells
         });
         drop(pools);
-        if let Some(source) = &source {
-            cells.sources().push(Arc::downgrade(source));
-        }
-        Self { recorder, cells, _source: source }
+        Arc::new(Self {
+            recorder,
+            cells,
+            #[cfg(feature = "sqlx")]
+            query: OnceLock::new(),
+            source,
+        })
+    }
+}
+
+#[cfg(feature = "sqlx")]
+impl<S: PoolSource + 'static> Watched<S> {
+    /// Has the snapshot ask how large it is, as long as it is watched.
+    pub(crate) fn measured(self: Arc<Self>) -> Arc<Self> {
+        let watched: Weak<Self> = Arc::downgrade(&self);
+        self.cells.sources().push(watched);
+        self
+    }
+}
+
+impl<S: PoolSource + ?Sized> PoolSource for Watched<S> {
+    fn size(&self) -> PoolSize {
+        self.source.size()
+    }
+}
+
+/// Nobody knows.
+impl PoolSource for () {
+    fn size(&self) -> PoolSize {
+        PoolSize::default()
+    }
+}
+
+impl PoolWatch {
+    pub(crate) fn new<S: PoolSource + 'static>(watched: Arc<Watched<S>>) -> Self {
+        Self { watched }
     }
 
     /// Somebody asks for a connection, and waits from now on: a phase `pool_wait:<name>` of the request.
     ///
     /// Dropped before it is said how that ended, the wait counts as cancelled.
     pub fn wait(&self) -> PoolWait<'_> {
-        let (shard, writer) = self.cells.in_slot();
-        writer.add(&shard.asked, 1);
-        PoolWait { pool: self, stretch: self.recorder.begin_phase(self.cells.wait), over: false }
+        let Watched { recorder, cells, .. } = &*self.watched;
+        cells.asked();
+        let begun = recorder.now(false);
+        let stretch = recorder.begin_phase_at(cells.wait, begun);
+        PoolWait { pool: self, begun, stretch: Some(stretch), over: false }
+    }
+
+    /// A wait that begins now, of somebody who [polls](PoolWait::poll) it.
+    #[cfg(any(feature = "deadpool", feature = "sqlx"))]
+    #[inline]
+    pub(crate) fn ask(&self) -> PoolWait<'_> {
+        PoolWait { pool: self, begun: self.watched.recorder.now(false), stretch: None, over: false }
     }
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
     pub fn created(&self, took: Duration) {
-        self.cells.record(|shard| &shard.create, took);
+        self.watched.cells.record(|shard| &shard.create, took);
     }
 
     /// An idle connection was checked, which took so long. Part of a wait, counted apart.
     pub fn recycled(&self, took: Duration) {
-        self.cells.record(|shard| &shard.recycle, took);
+        self.watched.cells.record(|shard| &shard.recycle, took);
+    }
+
+    /// Has the snapshot ask `source` how large the pool is, as long as that is there.
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn sized_by(&self, source: &Arc<dyn PoolSource>) {
+        self.watched.cells.sources().push(Arc::downgrade(source));
     }
 
     /// Whoever opens and checks connections says themselves how long that takes.
     #[cfg(feature = "deadpool")]
     pub(crate) fn times_its_parts(&self) {
-        self.cells.parts_apart.store(true, Relaxed);
+        self.watched.cells.parts_apart.store(true, Relaxed);
     }
 
     /// A whole wait went into opening a connection, or into checking one; counted if nobody else does.
     #[cfg(feature = "deadpool")]
     pub(crate) fn prepared(&self, new: bool, took: Duration) {
         match new {
-            _ if self.cells.parts_apart.load(Relaxed) => {}
+            _ if self.watched.cells.parts_apart.load(Relaxed) => {}
             true => self.created(took),
             false => self.recycled(took),
         }
+    }
+
+    /// How large the pool is now, if anybody knows.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn size(&self) -> PoolSize {
+        self.watched.size()
+    }
+
+    /// Who records a query of this pool's, and as which phase.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn query(&self) -> (LocalRecorder, PhaseIndex) {
+        let Watched { recorder, cells, query, .. } = &*self.watched;
+        let phase = *query.get_or_init(|| recorder.phase(&format!("query:{}", cells.name)));
+        (recorder.clone(), phase)
     }
 }
 
 impl fmt::Debug for PoolWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolWatch").field("name", &self.cells.name).finish_non_exhaustive()
+        f.debug_struct("PoolWatch").field("name", &self.watched.cells.name).finish_non_exhaustive()
     }
 }
 
@@ -266,31 +361,63 @@ impl fmt::Debug for PoolWatch {
 #[must_use = "dropped, the wait counts as cancelled"]
 pub struct PoolWait<'p> {
     pool: &'p PoolWatch,
-    stretch: Stretch,
+    begun: Ticks,
+    /// `None` while nobody can see it: it is told of when it is over.
+    stretch: Option<Stretch>,
     over: bool,
 }
 
 impl PoolWait<'_> {
     /// The connection is there. It counts as in use until the returned value is dropped.
-    pub fn acquired(self) -> PoolHold {
-        self.acquired_after().0
+    pub fn acquired(mut self) -> PoolHold {
+        let since = self.end(|shard| &shard.acquired).map(|(at, _)| at);
+        PoolHold { since, pool: self.pool.clone() }
     }
 
     /// The same, and how long the wait was.
+    #[cfg(feature = "deadpool")]
+    #[inline]
     pub(crate) fn acquired_after(mut self) -> (PoolHold, Duration) {
-        let StretchEnd { ns, at } = self.end(|shard| &shard.acquired);
-        let cells = self.pool.cells.clone();
-        let since = at.unwrap_or_else(|| cells.clock.now());
-        (PoolHold { cells, since }, Duration::from_nanos(ns))
+        let end = self.end(|shard| &shard.acquired);
+        let took = Duration::from_nanos(end.map_or(0, |(_, ns)| ns));
+        (PoolHold { since: end.map(|(at, _)| at), pool: self.pool.clone() }, took)
+    }
+
+    /// [`acquired`](Self::acquired), for [`PoolHold::since`].
+    #[cfg(feature = "sqlx")]
+    #[inline]
+    pub(crate) fn acquired_at(mut self) -> Option<Ticks> {
+        self.end(|shard| &shard.acquired).map(|(at, _)| at)
+    }
+
+    /// Polls for the connection. One that is there with the first poll, as it mostly is, costs less than it would
+    /// after [`PoolWatch::wait`]: the request is looked for once, and no reference to it is taken.
+    #[cfg(any(feature = "deadpool", feature = "sqlx"))]
+    #[inline]
+    pub(crate) fn poll<F: Future>(
+        &mut self,
+        future: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<F::Output> {
+        let polled = future.poll(cx);
+        if polled.is_pending() && self.stretch.is_none() {
+            let Watched { recorder, cells, .. } = &*self.pool.watched;
+            cells.asked();
+            self.stretch = Some(recorder.begin_phase_at(cells.wait, self.begun));
+        }
+        polled
+    }
+
+    /// Waits for a future: see [`poll`](Self::poll).
+    #[cfg(feature = "deadpool")]
+    pub(crate) async fn over<F: Future>(&mut self, future: F) -> F::Output {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| self.poll(future.as_mut(), cx)).await
     }
 
     /// The pool gave up: it ran out of time.
     pub fn timed_out(mut self, with: TimeoutKind) {
-        match with {
-            TimeoutKind::Wait => self.end(|shard| &shard.timeouts[0]),
-            TimeoutKind::Create => self.end(|shard| &shard.timeouts[1]),
-            TimeoutKind::Recycle => self.end(|shard| &shard.timeouts[2]),
-        };
+        self.end(with.counted());
     }
 
     /// There is no connection, for any other reason.
@@ -298,23 +425,25 @@ impl PoolWait<'_> {
         self.end(|shard| &shard.failed);
     }
 
-    fn end(&mut self, as_what: fn(&PoolShard) -> &AtomicU64) -> StretchEnd {
-        self.over = true;
-        let end = self.pool.recorder.end_phase(&self.stretch);
-        let (shard, writer) = self.pool.cells.in_slot();
-        let wait = shard.wait.get_or_init(|| HistogramCells::new(self.pool.cells.precision));
-        wait.record(writer, end.ns);
-        // Last: who sees the end sees the wait.
-        writer.publish(as_what(shard));
-        end
+    /// Returns when it ended and how long it was, unless it was over before.
+    fn end(&mut self, as_what: Counted) -> Option<(Ticks, u64)> {
+        if mem::replace(&mut self.over, true) {
+            return None;
+        }
+        let Watched { recorder, cells, .. } = &*self.pool.watched;
+        let ended = recorder.now(false);
+        let ns = match &self.stretch {
+            Some(stretch) => recorder.end_phase(stretch),
+            None => recorder.add_phase(cells.wait, self.begun, ended),
+        };
+        cells.ended(ns, as_what, self.stretch.is_none());
+        Some((ended, ns))
     }
 }
 
 impl Drop for PoolWait<'_> {
     fn drop(&mut self) {
-        if !self.over {
-            self.end(|shard| &shard.cancelled);
-        }
+        self.end(|shard| &shard.cancelled);
     }
 }
 
@@ -327,22 +456,52 @@ impl fmt::Debug for PoolWait<'_> {
 /// A connection that is in use, until this is dropped. Made by [`PoolWait::acquired`].
 #[must_use = "the connection counts as given back when this is dropped"]
 pub struct PoolHold {
-    cells: Arc<PoolCells>,
-    since: Ticks,
+    pool: PoolWatch,
+    /// `None` if somebody else holds the connection, or nobody knows for how long.
+    since: Option<Ticks>,
+}
+
+#[cfg(feature = "sqlx")]
+impl PoolHold {
+    /// In use since then.
+    #[inline]
+    pub(crate) fn new(pool: PoolWatch, since: Option<Ticks>) -> Self {
+        Self { pool, since }
+    }
+
+    /// Of a connection that somebody else holds.
+    pub(crate) fn by_another(&self) -> Self {
+        Self { pool: self.pool.clone(), since: None }
+    }
+
+    /// The connection goes where it cannot be seen: it counts as given back, and for how long it was in use
+    /// is not known.
+    pub(crate) fn lose(mut self) {
+        if self.since.take().is_some() {
+            let (shard, writer) = self.pool.watched.cells.in_slot();
+            writer.publish(&shard.released);
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &PoolWatch {
+        &self.pool
+    }
 }
 
 impl Drop for PoolHold {
     fn drop(&mut self) {
-        let ns = self.cells.clock.nanos_since(self.since);
-        let (shard, writer) = self.cells.in_slot();
-        shard.hold.get_or_init(|| HistogramCells::new(self.cells.precision)).record(writer, ns);
+        let Some(since) = self.since else { return };
+        let Watched { recorder, cells, .. } = &*self.pool.watched;
+        let ns = recorder.nanos_since(since, false);
+        let (shard, writer) = cells.in_slot();
+        shard.hold.get_or_init(|| HistogramCells::new(cells.precision)).record(writer, ns);
         writer.publish(&shard.released);
     }
 }
 
 impl fmt::Debug for PoolHold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolHold").field("pool", &self.cells.name).finish_non_exhaustive()
+        f.debug_struct("PoolHold").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
 

@@ -10,8 +10,9 @@ use parallax_middleware::{Perf, PoolView, TimeoutKind};
 use rand::{SeedableRng, rngs::SmallRng};
 use rand_distr::{Distribution, Exp};
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -96,6 +97,38 @@ async fn a_wait_is_a_phase_of_its_request() {
     let [wait] = &*record.phases else { panic!("one phase: {record:?}") };
     assert_eq!(perf.phase_name(wait.phase), "pool_wait:ldap");
     assert_eq!((wait.time, record.handler), (ms(23), ms(5)));
+}
+
+/// As diesel has to be used, for example.
+#[tokio::test]
+async fn what_waits_on_a_thread_for_blocking_work_follows_its_request() {
+    let perf = Perf::new();
+    let handler = {
+        let perf = perf.clone();
+        async move || {
+            let work = {
+                let perf = perf.clone();
+                move || {
+                    let pool = perf.pool("ldap");
+                    let wait = pool.wait();
+                    std::thread::sleep(ms(20));
+                    let _in_use = wait.acquired();
+                    let _query = perf.phase("query:ldap");
+                    std::thread::sleep(ms(10));
+                }
+            };
+            let follow = perf.follow(async move { work() });
+            let runtime = Handle::current();
+            spawn_blocking(move || runtime.block_on(follow)).await.expect("no panic");
+        }
+    };
+    let rig = Rig::new(&perf, Router::new().route("/", get(handler)).layer(perf.layer()));
+    let record = rig.get("/").await.record;
+    let [wait, query] = &*record.phases else { panic!("two phases: {record:?}") };
+    assert_eq!(perf.phase_name(wait.phase), "pool_wait:ldap");
+    assert_eq!(perf.phase_name(query.phase), "query:ldap");
+    assert!(wait.time >= ms(20) && query.time >= ms(10), "{record:?}");
+    assert!(perf.snapshot().view().elsewhere.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -25,7 +25,7 @@ use tokio::{
 use super::{Asked, EVENTS, View, accept, json, parameters, problem::Problem, varying, window};
 use crate::{
     history::Window,
-    perf::{Perf, Watched},
+    perf::{Onlooker, Perf},
 };
 
 /// From one snapshot to the next.
@@ -49,7 +49,7 @@ pub(super) async fn show(perf: Perf, headers: HeaderMap, query: Asked<View>) -> 
             (CACHE_CONTROL.as_str(), "no-store"),
             ("x-accel-buffering", "no"),
         ];
-        Ok((head, Body::new(Live::new(perf.watched(), window))).into_response())
+        Ok((head, Body::new(Live::new(perf.onlooker(), window))).into_response())
     };
     varying(answer().unwrap_or_else(|problem| problem.response(&headers)))
 }
@@ -57,7 +57,7 @@ pub(super) async fn show(perf: Perf, headers: HeaderMap, query: Asked<View>) -> 
 /// The stream. There is nothing in it but snapshots: whoever hears none for some seconds knows that there
 /// is none, and no comment in between pretends otherwise.
 struct Live {
-    watched: Watched,
+    onlooker: Onlooker,
     window: Option<Window>,
     ticks: Interval,
     until: Instant,
@@ -67,17 +67,17 @@ struct Live {
 }
 
 impl Live {
-    fn new(watched: Watched, window: Option<Window>) -> Self {
+    fn new(onlooker: Onlooker, window: Option<Window>) -> Self {
         let mut ticks = interval(STEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { watched, window, ticks, until: Instant::now() + LIFE, taken: None, ended: false }
+        Self { onlooker, window, ticks, until: Instant::now() + LIFE, taken: None, ended: false }
     }
 
     /// The next snapshot, as an event; `None` if those who counted have gone.
     fn take(&self) -> JoinHandle<Option<Bytes>> {
-        let (watched, window) = (self.watched.clone(), self.window);
+        let (onlooker, window) = (self.onlooker.clone(), self.window);
         spawn_blocking(move || {
-            let json = json(&watched.read(window)?);
+            let json = json(&onlooker.read(window)?);
             Some([b"data: ", &json[..], b"\n\n"].concat().into())
         })
     }
@@ -103,7 +103,7 @@ impl http_body::Body for Live {
                 self.ended = true;
             } else {
                 ready!(self.ticks.poll_tick(cx));
-                if self.watched.is_over() {
+                if self.onlooker.is_over() {
                     self.ended = true;
                 } else if Instant::now() >= self.until {
                     self.ended = true;
