@@ -23,9 +23,9 @@ const SHORTEST: usize = 32;
 
 /// A layer that answers 401 unless a request brings a token.
 ///
-/// A program sends it as `Authorization: Bearer <token>`. A browser asks its user for a name and a password: the
-/// password is the token, the name may be anything. Tokens are compared in constant time; `Debug` does not show
-/// this one. It travels in each request, so use TLS wherever the network is not your own.
+/// A program sends it as `Authorization: Bearer <token>`. A browser asks its user for a name and a password:
+/// the password is the token, the name may be anything. Tokens are compared in constant time;
+/// `Debug` does not show this one. It travels in each request, so use TLS wherever the network is not your own.
 ///
 /// ```
 /// use axum::Router;
@@ -144,7 +144,7 @@ impl<S: Service<Request, Response = Response>> Service<Request> for Guarded<S> {
 }
 
 fn refusal(wrong: bool) -> Response {
-    let text = "this needs a token: send it as `Authorization: Bearer <token>`, or as the password of any user\n";
+    let text = "this needs a token: send it as `Authorization: Bearer <token>`, or as any user's password\n";
     let mut response = Response::new(text.into());
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     let bearer = if wrong {

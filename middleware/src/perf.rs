@@ -118,17 +118,18 @@ impl Perf {
     ///
     /// | path | what |
     /// |---|---|
-    /// | `/perf` | a page for browsers (`Accept: text/html`), otherwise a snapshot: [`PerfView`](crate::PerfView) as JSON |
+    /// | `/perf` | a page (`Accept: text/html`), or else a [`PerfView`](crate::PerfView) as JSON |
     /// | `/perf/live` | a snapshot a second, as server-sent events |
-    /// | `/perf/histogram?method=&route=` | the latencies of one route: as JSON, or with the feature `hdrhistogram` in its V2 encoding |
+    /// | `/perf/histogram?method=&route=` | the latencies of one route |
     /// | `/perf/metrics` | with the feature `prometheus`: everything since the start, as Prometheus reads it |
     ///
     /// The first three take `?window=10s`, `1m` or `5m`, for what was recorded [lately](Self::window): the first
     /// request begins the sampling that this needs. Without it they show everything since the start.
     ///
-    /// They tell anyone who may ask which routes there are and how they fare, though nothing of single requests:
-    /// no paths, queries, headers or addresses. Where strangers can reach the service, put them on a listener of
-    /// their own, or behind a layer that lets nobody else in, [`BearerGuard`](crate::BearerGuard) or another:
+    /// They tell anyone who may ask which routes there are and how they fare, though nothing of single
+    /// requests: no paths, queries, headers or addresses. Where strangers can reach the service, put them on
+    /// a listener of their own, or behind a layer that lets nobody else in,
+    /// [`BearerGuard`](crate::BearerGuard) or another:
     ///
     /// ```
     /// # use axum::Router;
@@ -143,8 +144,9 @@ impl Perf {
     /// fallback of its own, axum answers them with the merged router's: they are still recorded, but other
     /// layers, a limiter for example, lie around them only if they are added after the merge.
     ///
-    /// A stream of `/perf/live` ends after 20 s, and the client begins the next one, so a graceful shutdown waits no
-    /// longer than that; [`end_streams`](Self::end_streams) makes it a second.
+    /// A stream of `/perf/live` ends after 20 s, and the client begins the next one, so a graceful shutdown
+    /// waits no longer than that; [`end_streams`](Self::end_streams) makes it a second. Histograms are JSON,
+    /// or with the feature `hdrhistogram` that tool's V2 encoding.
     pub fn routes<S>(&self) -> Router<S>
     where
         S: Clone + Send + Sync + 'static,

@@ -137,7 +137,8 @@ impl Browser {
     pub(crate) async fn click(&mut self, selector: &str) {
         let place = self
             .value(&format!(
-                "(() => {{ const e = document.querySelector({selector:?}); e.scrollIntoView({{block: 'center'}}); \
+                "(() => {{ const e = document.querySelector({selector:?}); e.scrollIntoView({{block: \
+                    'center'}}); \
                  const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"
             ))
             .await;

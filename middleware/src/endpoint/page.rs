@@ -25,8 +25,8 @@ const PAGE: &str = concat!(
     "</script>\n</body>\n</html>\n",
 );
 
-/// Nothing may run or be shown but this script and this style, by their hashes: a test compares them. The script
-/// may ask the service that it came from, and nobody else.
+/// Nothing may run or be shown but this script and this style, by their hashes: a test compares them. The
+/// script may ask the service that it came from, and nobody else.
 const POLICY: &str = "default-src 'none'; \
     script-src 'sha256-AzZpCOhhpXNnYDnHPNIQZ5Rgo3SNRwTtwFyrVyOcr3w='; \
     style-src 'sha256-kRynP48m/dI5IoN1rGcxKC4GmtVk4QmAChtk6aHH5H4='; \
