@@ -414,6 +414,7 @@ impl RouteCells {
                 traffic.phases = phases.read(names);
             }
         }
+        sum.limiter.bypassed = sum.bypassed.recorded();
         sum
     }
 }
