@@ -318,7 +318,7 @@ fn attribution(run: &Run) -> Markup {
                 tbody {
                     @for (position, part) in parts.iter().enumerate() {
                         tr {
-                            td.text { i.key class=(class(position)) {} " " (part) }
+                            td.text { i class={ "key " (class(position)) } {} " " (part) }
                             @for group in groups {
                                 td {
                                     (number::share(group.shares.get(*part).copied().unwrap_or(0.0)))
@@ -487,6 +487,12 @@ mod tests {
         let page = html(&fixture::hostile_and_empty());
         assert!(!page.contains("<script"), "a name became an element");
         assert!(page.contains("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;"));
+    }
+
+    #[test]
+    fn each_part_of_the_time_has_its_colour_beside_its_name() {
+        let page = html(&fixture::passed());
+        assert!(page.contains(r#"<i class="key part-0"></i> pool_wait:db"#), "{page}");
     }
 
     #[test]
