@@ -115,6 +115,23 @@ impl Guarded {
         *count += 1;
         self.is_limited(&self.client.send(request).await);
         assert_eq!(self.limiter(), expected, "{shown}");
+        assert_eq!(self.limiter_by_route(), expected, "{shown}");
+    }
+
+    /// What the limiter did with the requests that are over, added up over their routes.
+    fn limiter_by_route(&self) -> LimiterView {
+        let rows = self.rig.perf.snapshot().view().routes;
+        let mut sum = LimiterView::default();
+        for row in rows.iter().filter_map(|row| row.limiter) {
+            sum.admitted += row.admitted;
+            sum.limited += row.limited;
+            sum.bypassed += row.bypassed;
+            sum.refused_tokens.malformed += row.refused_tokens.malformed;
+            sum.refused_tokens.forged += row.refused_tokens.forged;
+            sum.refused_tokens.expired += row.refused_tokens.expired;
+            sum.refused_tokens.out_of_scope += row.refused_tokens.out_of_scope;
+        }
+        sum
     }
 
     fn is_limited(&self, answer: &Answer) {
