@@ -78,8 +78,8 @@ impl Perf {
         PerfLayer::new(self.recorder.clone())
     }
 
-    /// `GET /perf`, and with the feature `prometheus` `GET /perf/metrics`, to merge into the service's router. Merged after the layer, it does not count
-    /// itself.
+    /// `GET /perf`, and with the feature `prometheus` `GET /perf/metrics`, to merge into the service's router.
+    /// Merged after the layer, it does not count itself.
     ///
     /// It tells anyone who may ask which routes there are and how they fare: put it behind the service's
     /// own authentication, or on a listener of its own, where strangers can reach the service.
@@ -235,17 +235,18 @@ impl Perf {
         self.history.window(&self.recorder, window)
     }
 
-    /// Publishes everything that is counted to the recorder that the [`metrics`] facade has installed, once every
-    /// `every` (at least a millisecond), until the last handle and the last service are gone, and then once more.
+    /// Publishes everything that is counted to the recorder that the [`metrics`] facade has installed, once
+    /// every `every` (at least a millisecond), until the last handle and the last service are gone, and then
+    /// once more.
     ///
     /// Names and labels are those of `GET /perf/metrics`. Counters are set to what was counted since the start;
-    /// those of seconds are gauges, since the facade's counters are whole numbers. Histograms get each value that
-    /// came since they were last published, in the middle of its bucket: as exactly as the
-    /// [`Precision`](crate::Precision) says. Requests pay nothing for it: figures come from snapshots, taken on a
-    /// thread for blocking work.
+    /// those of seconds are gauges, since the facade's counters are whole numbers. Histograms get each value
+    /// that came since they were last published, in the middle of its bucket: as exactly as the
+    /// [`Precision`](crate::Precision) says. Requests pay nothing for it: figures come from snapshots, taken on
+    /// a thread for blocking work.
     ///
-    /// Install the recorder before: what is published without one is lost. Spawn it once, or histograms get every
-    /// value twice. Dropped, it stops; what was published stays.
+    /// Install the recorder before: what is published without one is lost. Spawn it once, or histograms get
+    /// every value twice. Dropped, it stops; what was published stays.
     ///
     /// ```
     /// # use std::time::Duration;
