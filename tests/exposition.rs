@@ -38,8 +38,8 @@ impl Manager for Trivial {
     }
 }
 
-/// A service that uses everything that is counted, after some requests of each kind. Its limiter lets 40 requests
-/// through.
+/// A service that uses everything that is counted, after some requests of each kind. Its limiter lets 40
+/// requests through.
 pub(crate) async fn busy() -> Rig {
     let perf = Perf::new();
     let pool: Pool<Trivial> =

@@ -2,8 +2,8 @@
 //!
 //! A service of 500 routes, all of which are asked for on all workers. First how long `GET /perf/metrics` takes
 //! while nothing else happens. Then rounds of load with and without a scrape a second, in turn, in the same
-//! process: what counts is the median over the pairs of rounds of what scraping makes of a round's p99. The table
-//! goes into `docs/performance.md`, between its markers.
+//! process: what counts is the median over the pairs of rounds of what scraping makes of a round's p99. The
+//! table goes into `docs/performance.md`, between its markers.
 //!
 //! `-- alone` leaves the load away, and prints.
 #![allow(missing_docs, reason = "a benchmark has no API")]

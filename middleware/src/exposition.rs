@@ -68,8 +68,8 @@ fn encode(snapshot: Snapshot) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Reading(snapshot)));
     encode_registry(&mut text, &registry).expect("a text takes all that is written");
-    // OpenMetrics' word for a type that is left open, and Prometheus'. The line comes first, or not at all: pools are
-    // exported before routes, and no label has a line's end in it.
+    // OpenMetrics' word for a type that is left open, and Prometheus'. The line comes first, or not at all:
+    // pools are exported before routes, and no label has a line's end in it.
     const OPEN: &str = " unknown\n";
     if has_pools && let Some(at) = text.find(OPEN) {
         text.replace_range(at..at + OPEN.len(), " untyped\n");

@@ -339,8 +339,8 @@ impl LatencyHistogram {
     /// How many values lie up to each of some rising bounds, in nanoseconds, and past the one before it; those
     /// past the last one are in none.
     ///
-    /// A bucket that a bound cuts counts past it. So no value is counted under a bound that it exceeds, and what
-    /// is counted never goes back.
+    /// A bucket that a bound cuts counts past it. So no value is counted under a bound that it exceeds, and
+    /// what is counted never goes back.
     #[cfg(feature = "prometheus")]
     pub(crate) fn up_to<const N: usize>(&self, bounds_ns: &[u64; N]) -> [u64; N] {
         let mut up_to = [0_u64; N];

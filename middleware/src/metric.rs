@@ -43,7 +43,8 @@ pub(crate) type Sink<'a> = dyn FnMut(&Labels<'_>, Value<'_>) + 'a;
 
 /// Something that takes what is exported.
 pub(crate) trait Export {
-    /// Takes a family: whatever `samples` puts into the sink that it is given, in this order. It may be nothing.
+    /// Takes a family: whatever `samples` puts into the sink that it is given, in this order. It may be
+    /// nothing.
     fn family(&mut self, family: Family, samples: &dyn Fn(&mut Sink<'_>));
 }
 

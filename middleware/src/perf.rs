@@ -113,8 +113,13 @@ impl Perf {
         PerfLayer::new(self.recorder.clone())
     }
 
+<<<<<<< HEAD
     /// `GET /perf` and what lies below it, to merge into the service's router. Merged after the layer, they do
     /// not count themselves.
+=======
+    /// `GET /perf`, and with the feature `prometheus` `GET /perf/metrics`, to merge into the service's router.
+    /// Merged after the layer, it does not count itself.
+>>>>>>> h-prom
     ///
     /// | path | what |
     /// |---|---|
@@ -379,17 +384,18 @@ impl Perf {
         self.history.window(&self.recorder, window)
     }
 
-    /// Publishes everything that is counted to the recorder that the [`metrics`] facade has installed, once every
-    /// `every` (at least a millisecond), until the last handle and the last service are gone, and then once more.
+    /// Publishes everything that is counted to the recorder that the [`metrics`] facade has installed, once
+    /// every `every` (at least a millisecond), until the last handle and the last service are gone, and then
+    /// once more.
     ///
     /// Names and labels are those of `GET /perf/metrics`. Counters are set to what was counted since the start;
-    /// those of seconds are gauges, since the facade's counters are whole numbers. Histograms get each value that
-    /// came since they were last published, in the middle of its bucket: as exactly as the
-    /// [`Precision`](crate::Precision) says. Requests pay nothing for it: figures come from snapshots, taken on a
-    /// thread for blocking work.
+    /// those of seconds are gauges, since the facade's counters are whole numbers. Histograms get each value
+    /// that came since they were last published, in the middle of its bucket: as exactly as the
+    /// [`Precision`](crate::Precision) says. Requests pay nothing for it: figures come from snapshots, taken on
+    /// a thread for blocking work.
     ///
-    /// Install the recorder before: what is published without one is lost. Spawn it once, or histograms get every
-    /// value twice. Dropped, it stops; what was published stays.
+    /// Install the recorder before: what is published without one is lost. Spawn it once, or histograms get
+    /// every value twice. Dropped, it stops; what was published stays.
     ///
     /// ```
     /// # use std::time::Duration;
