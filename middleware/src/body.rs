@@ -45,8 +45,8 @@ pub(crate) fn peek(body: &mut Body, length: u64, cx: &mut Context<'_>) -> Peeked
 pub(crate) struct PerfBody {
     inner: Body,
     rest: Rest,
-    /// Counts as cancelled if it is dropped open. Any panic of the inner body has unwound through `guard`
-    /// and is recorded.
+    /// Counts as cancelled if it is dropped open. A panic of the inner body while it is polled has
+    /// unwound through `guard` and is recorded.
     recording: Recording,
     /// How the request ends if the body goes out whole.
     outcome: Outcome,

@@ -114,12 +114,12 @@ impl BypassPolicy {
         // Used up here: inside, nobody can pass it on.
         let marked = request.extensions_mut().get_mut().is_some_and(LoadMark::take_pass);
         if !request.headers().contains_key(&self.header) {
-            return marked.then_some(Pass { held: None });
+            return marked.then_some(Pass { held: None, marked: true });
         }
         let alone = request.headers().get_all(&self.header).iter().nth(1).is_none();
         let token = request.headers_mut().remove(&self.header);
         if marked {
-            return Some(Pass { held: None });
+            return Some(Pass { held: None, marked: true });
         }
         self.present(token.filter(|_| alone).as_ref(), request, recorder)
     }
@@ -137,7 +137,10 @@ impl BypassPolicy {
             Some(token) => gate.admit(token, request),
             None => Err(TokenRefusal::Malformed),
         };
-        admitted.map(|held| Pass { held }).map_err(|refusal| recorder.refuse(refusal)).ok()
+        admitted
+            .map(|held| Pass { held, marked: false })
+            .map_err(|refusal| recorder.refuse(refusal))
+            .ok()
     }
 
     /// Nobody takes tokens.
@@ -150,6 +153,8 @@ impl BypassPolicy {
 /// The request may pass by the limiter.
 struct Pass {
     held: Option<Held>,
+    /// By an extension of the request, which the layer has seen itself.
+    marked: bool,
 }
 
 /// A way around a limiter. Made by [`Perf::bypass`](crate::Perf::bypass).
@@ -262,9 +267,12 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let recorder = self.recorder.clone();
-        if let Some(Pass { held }) = self.policy.admit(&mut request, &recorder) {
+        if let Some(Pass { held, marked }) = self.policy.admit(&mut request, &recorder) {
             // Counted before anything can cut the request short.
             recorder.admission(Admission::Bypassed);
+            if !marked && let Some(log) = phase::current(Some(recorder.id())) {
+                log.admission(Admission::Bypassed);
+            }
             let call = Call::Ready { service: self.open.clone(), request: Some(request) };
             BypassFuture { branch: Branch::Open { call, held }, recorder }
         } else {

@@ -205,9 +205,12 @@ impl Counters {
     ) {
         let Some((_, cells)) = self.routes.get(route) else { return };
         let place = &cells.phases[usize::from(ended.bypassed)];
-        place
-            .get_or_init(|| Box::new(PhaseCells::new(self.precision)))
-            .record(phases, ended.server_time);
+        // A request that was handed on and was in no phase has none to tell of.
+        if !phases.times.is_empty() {
+            place
+                .get_or_init(|| Box::new(PhaseCells::new(self.precision)))
+                .record(phases, ended.server_time);
+        }
         self.on_this_thread(cells, |shard, writer| {
             shard.limiter.get_or_init(Box::default).count(writer, limiter);
         });

@@ -113,13 +113,8 @@ impl Perf {
         PerfLayer::new(self.recorder.clone())
     }
 
-<<<<<<< HEAD
     /// `GET /perf` and what lies below it, to merge into the service's router. Merged after the layer, they do
     /// not count themselves.
-=======
-    /// `GET /perf`, and with the feature `prometheus` `GET /perf/metrics`, to merge into the service's router.
-    /// Merged after the layer, it does not count itself.
->>>>>>> h-prom
     ///
     /// | path | what |
     /// |---|---|
@@ -230,10 +225,11 @@ impl Perf {
     /// route, where its time goes. A request may be in a phase again and again; the times add up. Phases may
     /// overlap, in futures that are joined, and the figures then say by how much.
     ///
-    /// The request is the one whose handler, or whatever else under the layer, calls this. Code that runs for no
+    /// The request is the one whose handler, or whatever else under the layer, calls this; of two layers around each
+    /// other, the inner one's handle sees phases. Code that runs for no
     /// request, or in a task of its own without [`follow`](Self::follow), is counted too, but under no route.
     ///
-    /// A handle keeps 62 names beside its own, `limiter` and `handler`; those past them share the name
+    /// A handle keeps 61 names beside its own, `limiter` and `handler`; those past them share the name
     /// `(other)`. So name kinds of work, never users or keys.
     ///
     /// ```
@@ -283,7 +279,8 @@ impl Perf {
     /// Watches a pool of connections that has no wrapper here: bb8, r2d2, a pool of one's own.
     ///
     /// A wait is a phase `pool_wait:<name>` of its request; the snapshot has the waits of all, and how long
-    /// connections are kept. Whoever watches a pool of the same name watches the same one.
+    /// connections are kept. Whoever watches a pool of the same name watches the same one. There is no bound on names:
+    /// they are the service's own, never a user's.
     ///
     /// ```
     /// # use std::io::Result;

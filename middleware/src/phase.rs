@@ -152,6 +152,8 @@ struct Spans {
     open: u32,
     /// How long it was in any, where each beginning of such a stretch counts negative and each end positive.
     covered: u64,
+    /// When the last stretch began: a request that follows may begin one while this one's end is being told.
+    latest: u64,
     /// Up to when that is known: a stretch that is told of late may have begun before.
     covered_until: u64,
     limiter: AtLimiter,
@@ -203,6 +205,7 @@ impl Spans {
         if self.open == 0 {
             self.covered = self.covered.wrapping_sub(at.max(self.covered_until));
         }
+        self.latest = self.latest.max(at);
         self.open += 1;
         let span = self.of(phase);
         span.open += 1;
@@ -264,6 +267,11 @@ impl PhaseLog {
         self.spans().limiter
     }
 
+    /// Did it pass by a limiter?
+    pub(crate) fn has_passed(&self) -> bool {
+        self.spans().limiter.admission == Some(Admission::Bypassed)
+    }
+
     /// The limiter did this with the request.
     pub(crate) fn admission(&self, admission: Admission) {
         self.spans().limiter.admission = Some(admission);
@@ -279,6 +287,7 @@ impl PhaseLog {
     pub(crate) fn close(&self, at: u64) -> PhaseTimes {
         let mut spans = self.spans();
         spans.closed = true;
+        let at = at.max(spans.latest);
         let cut = |ns: u64, open: u32| ns.wrapping_add(at.wrapping_mul(open.into()));
         // Nobody asks again: taken, they are turned into times where they are.
         let phases = mem::take(&mut spans.phases);
@@ -437,7 +446,13 @@ impl LocalRecorder {
     pub(crate) fn begin_phase_at(&self, phase: PhaseIndex, begun: Ticks) -> Stretch {
         let at = match current(Some(self.id())) {
             Some(log) => {
-                let at = self.since_entry(&log).saturating_sub(self.nanos_since(begun, false));
+                let at = if log.origin.paired {
+                    // Of another clock. How long ago first, so that it cannot seem longer.
+                    let ago = self.nanos_since(begun, false);
+                    self.since_entry(&log).saturating_sub(ago)
+                } else {
+                    self.nanos_between(log.origin.entered, begun, false)
+                };
                 log.begin(phase, at);
                 At::Request(log, at)
             }
@@ -635,6 +650,15 @@ mod tests {
         assert_eq!(names.find("phase 60"), all[60]);
         assert_eq!((names.name(all[60]), names.name(all[61])), ("phase 60", OVERFLOW));
         assert_eq!(names.find("limiter"), PhaseIndex::LIMITER);
+    }
+
+    #[test]
+    fn a_phase_that_begins_while_the_end_is_told_takes_no_time() {
+        let origin = Origin { owner: RecorderId::new(), entered: Ticks::ZERO, paired: false };
+        let log = PhaseLog::new(origin);
+        log.begin(PhaseIndex(5), 10);
+        let found = log.close(5);
+        assert_eq!((found.times, found.covered), (vec![(PhaseIndex(5), 0)], 0));
     }
 
     proptest! {

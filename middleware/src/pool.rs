@@ -161,9 +161,10 @@ impl PoolCells {
         }
         let mut sources = self.sources();
         sources.retain(|source| source.strong_count() > 0);
-        let sizes: Vec<PoolSize> =
-            sources.iter().filter_map(Weak::upgrade).map(|source| source.size()).collect();
+        let there: Vec<Arc<dyn PoolSource>> = sources.iter().filter_map(Weak::upgrade).collect();
+        // What comes is the pool's own code.
         drop(sources);
+        let sizes: Vec<PoolSize> = there.iter().map(|source| source.size()).collect();
         sum.max = sizes.iter().map(|size| size.max).sum();
         sum.size = sizes.iter().map(|size| size.size).sum();
         sum.idle = sizes.iter().map(|size| size.idle).sum();

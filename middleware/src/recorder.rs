@@ -324,6 +324,8 @@ impl Recording {
 
     fn record(&mut self, server_time: u64, outcome: Outcome) {
         self.ended = true;
+        // One that was cut short had no response to say so.
+        self.bypassed |= self.log.as_ref().is_some_and(|log| log.has_passed());
         let ended = Ended {
             outcome,
             server_time,

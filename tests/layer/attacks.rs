@@ -77,6 +77,7 @@ impl Guarded {
         let app = Router::new()
             .route("/items/{id}", any(names))
             .route("/endless", any(async || Body::from_stream(endless())))
+            .route("/never", any(async || std::future::pending::<()>().await))
             .layer(perf.bypass(policy.tokens(check)).around(an_hour(1)))
             .layer(perf.layer());
         let rig = Rig::new(&perf, app);
@@ -182,6 +183,19 @@ fn opened(text: &str) -> (Vec<u8>, [u8; 32]) {
 
 fn closed(body: &[u8], mac: &[u8]) -> String {
     format!("px1.{}", BASE64_URL_SAFE_NO_PAD.encode([body, mac].concat()))
+}
+
+#[tokio::test]
+async fn a_request_that_a_token_let_past_is_no_users_even_if_its_client_leaves_before_the_answer() {
+    let guarded = Guarded::over(&Transport::InProcess).await;
+    let mut request = with(minted(&token().path("/")));
+    *request.uri_mut() = "/never".parse().expect("a path");
+    let left = tokio::time::timeout(Duration::from_millis(50), guarded.rig.open(request)).await;
+    assert!(left.is_err());
+    guarded.rig.settled().await;
+    let row = guarded.rig.row("GET /never");
+    assert_eq!((row.bypassed, row.failed_latency.count, row.outcomes.cancelled), (1, 0, 1));
+    assert_eq!(row.load.expect("it passed").outcomes.cancelled, 1);
 }
 
 #[tokio::test]

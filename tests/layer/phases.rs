@@ -424,6 +424,16 @@ async fn what_passes_by_a_limiter_is_in_none_and_kept_apart_from_users() {
     rig.assert_recorded(&[("GET /work", Outcome::Ok, 4)]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_handed_on_and_in_no_phase_has_none() {
+    let rig = handled(async |perf| {
+        spawn(perf.follow(async {})).await.expect("no panic");
+    });
+    rig.get("/work").await;
+    rig.settled().await;
+    assert!(rig.row("GET /work").phases.is_empty());
+}
+
 #[tokio::test]
 async fn what_a_limiter_does_is_counted_by_route() {
     let perf = Perf::new();
