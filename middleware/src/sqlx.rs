@@ -392,7 +392,7 @@ impl<DB: Database, C: DerefMut<Target = DB::Connection>> Lease<DB, C> {
     ///
     /// # Errors
     ///
-    /// Those of [`Connection::begin`](sqlx::Connection::begin).
+    /// Those of [`Connection::begin`].
     pub async fn begin(&mut self) -> Result<ObservedTransaction<'_, DB>, Error> {
         self.timed.begin().await
     }
@@ -534,7 +534,7 @@ impl<DB: Database, C: DerefMut<Target = DB::Connection>> Timed<DB, C> {
     ///
     /// # Errors
     ///
-    /// Those of [`Connection::begin`](sqlx::Connection::begin).
+    /// Those of [`Connection::begin`].
     pub async fn begin(&mut self) -> Result<ObservedTransaction<'_, DB>, Error> {
         let Self { connection, hold, .. } = self;
         let begin = Transaction::begin(&mut **connection, None);
