@@ -229,7 +229,7 @@ impl<S: Service<Request>> Service<Request> for LetThrough<S> {
     fn call(&mut self, mut request: Request) -> S::Future {
         let in_limiter = request.extensions_mut().remove();
         let Some(InLimiter(Some(phase))) = in_limiter else { return self.inner.call(request) };
-        let log = phase.log();
+        let log = phase.let_through();
         drop(phase);
         match log {
             // A limiter may call from a task of its own.
@@ -352,11 +352,23 @@ where
         Poll::Ready(Ok(match this.branch.project() {
             BranchProjection::Limited { call, log } => {
                 let response = ready!(call.poll(cx));
-                let limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
-                let admission = if limited { Admission::Limited } else { Admission::Admitted };
-                this.recorder.admission(admission);
-                if let Some(log) = log {
-                    log.admission(admission);
+                match log {
+                    // Counted when it was let through.
+                    Some(log) if log.at_limiter().admission.is_some() => {}
+                    // Whatever the limiter answers.
+                    Some(log) => {
+                        this.recorder.admission(Admission::Limited);
+                        log.admission(Admission::Limited);
+                    }
+                    // No layer lies around this one: the status has to do.
+                    None => {
+                        let limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
+                        this.recorder.admission(if limited {
+                            Admission::Limited
+                        } else {
+                            Admission::Admitted
+                        });
+                    }
                 }
                 response
             }

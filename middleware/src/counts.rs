@@ -125,7 +125,7 @@ pub struct CacheCounts {
 pub struct LimiterCounts {
     /// Requests that it let through.
     pub admitted: u64,
-    /// Requests that it answered with 429.
+    /// Requests that it answered itself, with 429 or whatever it says.
     pub limited: u64,
     /// Requests that went around it.
     pub bypassed: u64,

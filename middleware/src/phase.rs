@@ -526,8 +526,16 @@ impl Phase {
         Self { recorder, stretch }
     }
 
+    /// The limiter lets its request through. Returns its log.
+    pub(crate) fn let_through(&self) -> Option<Arc<PhaseLog>> {
+        let log = self.log()?;
+        self.recorder.admission(Admission::Admitted);
+        log.admission(Admission::Admitted);
+        Some(log)
+    }
+
     /// The log of its request.
-    pub(crate) fn log(&self) -> Option<Arc<PhaseLog>> {
+    fn log(&self) -> Option<Arc<PhaseLog>> {
         match &self.stretch.at {
             At::Request(log, _) => Some(log.clone()),
             At::Elsewhere(_) => None,

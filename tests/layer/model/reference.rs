@@ -216,16 +216,14 @@ impl Scripted {
             paired: self.paired,
             bypassed: self.passes,
             stream: false,
-            admission: None,
+            // The limiter lets all through that meet it, whatever is answered behind it.
+            admission: (!self.passes).then_some(Outcome::Ok),
         }
     }
 
     fn with_head(&self, head: Duration, status: StatusCode, body: &Reply) -> Ended {
         let outcome = Outcome::of_status(status);
-        let limited = outcome == Outcome::Limited;
-        let admission =
-            (!self.passes).then_some(if limited { Outcome::Limited } else { Outcome::Ok });
-        let ended = Ended { first_byte: Some(head), admission, ..self.without_head(outcome, head) };
+        let ended = Ended { first_byte: Some(head), ..self.without_head(outcome, head) };
         let bodiless = self.target == Target::HeadItem || matches!(status.as_u16(), 204 | 304);
         match body {
             _ if bodiless => ended,
@@ -247,8 +245,7 @@ impl Scripted {
                             return Ended { bytes, ..ended };
                         }
                         Step::End(End::Panic) => {
-                            let ended = self.without_head(Outcome::Panicked, head);
-                            return Ended { admission, ..ended };
+                            return self.without_head(Outcome::Panicked, head);
                         }
                         _ => {}
                     }
