@@ -14,7 +14,9 @@ const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 /// The ranks around the median that others are compared with.
 const MIDDLE: (f64, f64) = (0.4, 0.6);
 /// Blocks of time that a run is cut into; dependence within one does not narrow the intervals.
-const BLOCKS: usize = 40;
+pub(crate) const BLOCKS: usize = 40;
+/// Past this many blocks, of a run whose length nobody knew, each two become one.
+const MAX_BLOCKS: usize = 2 * BLOCKS;
 /// Fewer blocks with requests, or fewer requests in the group, and nothing is concluded.
 const MIN_BLOCKS: usize = 20;
 const MIN_REQUESTS: f64 = 50.0;
@@ -41,6 +43,8 @@ pub(crate) enum Part {
 pub(crate) struct Parts {
     /// In the order in which they were first met: their position is that of their sums.
     parts: Vec<Part>,
+    /// Length of a block; zero before the first request.
+    width: Duration,
     blocks: Vec<Block>,
 }
 
@@ -54,6 +58,16 @@ struct Sums {
     times: Vec<f64>,
 }
 
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        if self.times.len() < other.times.len() {
+            self.times.resize(other.times.len(), 0.0);
+        }
+        self.times.iter_mut().zip(&other.times).for_each(|(mine, theirs)| *mine += theirs);
+    }
+}
+
 /// The bucket of a response time; they rise with it.
 fn bucket(time: Duration) -> u32 {
     let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -62,11 +76,20 @@ fn bucket(time: Duration) -> u32 {
 }
 
 impl Parts {
-    /// Adds a success that the layer saw, in a run that is to last for `duration`.
-    pub(crate) fn add(&mut self, sample: &Sample, duration: Duration) {
+    /// Adds a success that the layer saw, in a run that is cut into blocks of `width`, or longer ones if they
+    /// become too many.
+    pub(crate) fn add(&mut self, sample: &Sample, width: Duration) {
         let Some(server) = &sample.server else { return };
-        let at = sample.intended.as_secs_f64() / duration.as_secs_f64().max(1e-9);
-        let block = ((at * BLOCKS as f64) as usize).min(BLOCKS - 1);
+        if self.width.is_zero() {
+            self.width = width.max(Duration::from_nanos(1));
+        }
+        let block = loop {
+            let block = (sample.intended.as_nanos() / self.width.as_nanos()) as usize;
+            if block < MAX_BLOCKS {
+                break block;
+            }
+            self.coarsen();
+        };
         if self.blocks.len() <= block {
             self.blocks.resize_with(block + 1, Block::new);
         }
@@ -96,25 +119,55 @@ impl Parts {
         }
     }
 
+    /// Makes one block of each two.
+    fn coarsen(&mut self) {
+        self.width *= 2;
+        let mut blocks = std::mem::take(&mut self.blocks).into_iter();
+        while let Some(mut block) = blocks.next() {
+            for (bucket, later) in blocks.next().into_iter().flatten() {
+                block.entry(bucket).or_default().add(&later);
+            }
+            self.blocks.push(block);
+        }
+    }
+
     pub(crate) fn merge(&mut self, other: &Self) {
+        if self.width.is_zero() {
+            self.clone_from(other);
+            return;
+        }
+        if other.width.is_zero() {
+            return;
+        }
+        // Widths are one and the same width, doubled more or less often.
+        let mut other = other.clone();
+        while other.width < self.width {
+            other.coarsen();
+        }
+        while self.width < other.width {
+            self.coarsen();
+        }
+        let places: Vec<usize> = other
+            .parts
+            .iter()
+            .map(|part| {
+                self.parts.iter().position(|known| known == part).unwrap_or_else(|| {
+                    self.parts.push(*part);
+                    self.parts.len() - 1
+                })
+            })
+            .collect();
         if self.blocks.len() < other.blocks.len() {
             self.blocks.resize_with(other.blocks.len(), Block::new);
         }
-        for (mine, theirs) in self.blocks.iter_mut().zip(&other.blocks) {
+        for (mine, theirs) in self.blocks.iter_mut().zip(other.blocks) {
             for (bucket, theirs) in theirs {
-                let mine = mine.entry(*bucket).or_default();
-                mine.requests += theirs.requests;
-                for (part, seconds) in other.parts.iter().zip(&theirs.times) {
-                    let position =
-                        self.parts.iter().position(|known| known == part).unwrap_or_else(|| {
-                            self.parts.push(*part);
-                            self.parts.len() - 1
-                        });
-                    if mine.times.len() <= position {
-                        mine.times.resize(position + 1, 0.0);
-                    }
-                    mine.times[position] += seconds;
+                let mut moved =
+                    Sums { requests: theirs.requests, times: vec![0.0; self.parts.len()] };
+                for (place, seconds) in places.iter().zip(theirs.times) {
+                    moved.times[*place] = seconds;
                 }
+                mine.entry(bucket).or_default().add(&moved);
             }
         }
     }
@@ -305,7 +358,7 @@ mod tests {
             intended: RUN.mul_f64(at),
             lag: us(lag),
             service_time: us(outside + in_phases + handler),
-            answer: Answer { outcome: ClientOutcome::Ok, bytes: 0, shed: false },
+            answer: Answer::without_response(ClientOutcome::Ok),
             server: Some(ServerView {
                 route: 0,
                 first_byte: None,
@@ -331,7 +384,7 @@ mod tests {
 
     fn attribute(samples: &[Sample]) -> Vec<Attribution> {
         let mut parts = Parts::default();
-        samples.iter().for_each(|sample| parts.add(sample, RUN));
+        samples.iter().for_each(|sample| parts.add(sample, RUN / BLOCKS as u32));
         parts.attribute(name, 7)
     }
 
@@ -450,7 +503,7 @@ mod tests {
             let (first, second) = samples.split_at(cut.min(samples.len()));
             let [mut merged, rest] = [first, second].map(|samples| {
                 let mut parts = Parts::default();
-                samples.iter().for_each(|sample| parts.add(sample, RUN));
+                samples.iter().for_each(|sample| parts.add(sample, RUN / BLOCKS as u32));
                 parts
             });
             merged.merge(&rest);

@@ -9,11 +9,11 @@ use std::{
 use parallax_middleware::{LatencyHistogram, Outcome, Perf};
 
 use crate::{
-    attribution::Parts,
+    attribution::{BLOCKS, Parts},
     outcome::ClientOutcome,
     plan::Plan,
     report::ClientOutcomes,
-    scenario::Scenario,
+    scenario::StepNames,
     sink::Sample,
     statistics::{Window, window_width},
     threshold::{Metric, Threshold},
@@ -21,12 +21,14 @@ use crate::{
 
 /// Slots that a run is cut into at the most; those of a longer one are longer.
 const MAX_SLOTS: usize = 256;
+/// Where the length of a run is not known, slots begin with this width and double it when they become too many.
+const SHORTEST_SLOT: Duration = Duration::from_millis(100);
 
 /// Everything that is kept of a run's samples. Its size depends on the number of routes, slots and
 /// thresholds, never on the number of requests.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    scenario: Scenario,
+    names: StepNames,
     /// By step, and by the layer's route where the layer saw the request.
     rows: BTreeMap<(u32, Option<u32>), Row>,
     pub(crate) lag: LatencyHistogram,
@@ -40,8 +42,8 @@ pub(crate) struct Tally {
     /// Pairs whose server time exceeds their service time.
     pub(crate) negative_pairs: u64,
     pub(crate) timeline: Slots,
-    /// As planned.
-    duration: Duration,
+    /// Of the blocks that attribution looks at.
+    block_width: Duration,
     watches: Vec<Watch>,
     /// What the layer did not see, by step and by the watch on a route that it may belong to.
     unseen: BTreeMap<(u32, usize), Slots>,
@@ -101,7 +103,14 @@ pub(crate) struct Slot<'a> {
 impl Tally {
     /// An empty tally of a phase that is to last for `duration`.
     pub(crate) fn new(plan: &Plan, duration: Duration) -> Self {
-        let timeline = Slots::new(duration);
+        // How long so many requests will take, nobody knows.
+        let (slot, block_width) = if plan.requests.is_some() {
+            (SHORTEST_SLOT, SHORTEST_SLOT)
+        } else {
+            let width = window_width(duration).max(duration / MAX_SLOTS as u32);
+            (width, duration / BLOCKS as u32)
+        };
+        let timeline = Slots::new(duration, slot);
         let mut watches: Vec<Watch> = Vec::new();
         for threshold in &plan.thresholds {
             let metric = watched_metric(threshold);
@@ -111,7 +120,7 @@ impl Tally {
             }
         }
         Self {
-            scenario: plan.scenario.clone(),
+            names: plan.names.clone(),
             rows: BTreeMap::new(),
             lag: LatencyHistogram::new(),
             failed: LatencyHistogram::new(),
@@ -120,7 +129,7 @@ impl Tally {
             first_byte: LatencyHistogram::new(),
             seen_by_server: 0,
             negative_pairs: 0,
-            duration,
+            block_width,
             empty: timeline.clone(),
             unseen: BTreeMap::new(),
             timeline,
@@ -141,7 +150,7 @@ impl Tally {
         let route = sample.server.as_ref().map(|server| server.route);
         let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
             // Of what the layer did not see, the route is known at the end only.
-            let name = route.map(|_| route_name(&self.scenario, sample.step, route, perf));
+            let name = route.map(|_| route_name(&self.names, sample.step, route, perf));
             let looks = |watch: &Watch| watch.route.is_none() || watch.route == name;
             let matches = self.watches.iter().enumerate().filter(|(_, watch)| looks(watch));
             Row { watched: matches.map(|(index, _)| index).collect(), ..Row::default() }
@@ -177,7 +186,7 @@ impl Tally {
             {
                 row.server_time.record(server.server_time);
                 row.outside.record(outside);
-                row.parts.add(sample, self.duration);
+                row.parts.add(sample, self.block_width);
                 if let Some(first_byte) = server.first_byte {
                     self.first_byte.record(first_byte);
                 }
@@ -241,7 +250,7 @@ impl Tally {
     /// The measured interval ended at `end`: whatever did not happen by then did not happen.
     pub(crate) fn close(&mut self, end: Duration, perf: Option<&Perf>) {
         for ((step, index), slots) in std::mem::take(&mut self.unseen) {
-            let name = route_name(&self.scenario, step, self.route_of(step, None), perf);
+            let name = route_name(&self.names, step, self.route_of(step, None), perf);
             let watch = &mut self.watches[index];
             if watch.route.as_deref() == Some(&name) {
                 watch.slots.merge(&slots);
@@ -274,7 +283,7 @@ impl Tally {
     pub(crate) fn routes(&self, perf: Option<&Perf>) -> BTreeMap<String, Row> {
         let mut routes: BTreeMap<String, Row> = BTreeMap::new();
         for ((step, route), row) in &self.rows {
-            let name = route_name(&self.scenario, *step, self.route_of(*step, *route), perf);
+            let name = route_name(&self.names, *step, self.route_of(*step, *route), perf);
             routes.entry(name).or_default().merge(row);
         }
         routes
@@ -306,17 +315,16 @@ fn watched_metric(threshold: &Threshold) -> Metric {
     }
 }
 
-fn route_name(scenario: &Scenario, step: u32, route: Option<u32>, perf: Option<&Perf>) -> String {
+fn route_name(names: &StepNames, step: u32, route: Option<u32>, perf: Option<&Perf>) -> String {
     route
         .and_then(|route| perf?.route_key(route))
         .map(ToString::to_string)
-        .or_else(|| scenario.names().nth(step as usize).map(str::to_owned))
+        .or_else(|| names.name(step).map(|name| name.to_string()))
         .unwrap_or_default()
 }
 
 impl Slots {
-    fn new(duration: Duration) -> Self {
-        let width = window_width(duration).max(duration / MAX_SLOTS as u32);
+    fn new(duration: Duration, width: Duration) -> Self {
         Self { end: duration, width, slots: Vec::new(), dropped: Vec::new(), completed: Vec::new() }
     }
 
@@ -346,9 +354,12 @@ impl Slots {
     }
 
     fn merge(&mut self, other: &Self) {
+        while self.width < other.width {
+            self.coarsen();
+        }
         let counts = other.dropped.iter().zip(&other.completed);
         for (index, (slot, (dropped, completed))) in other.slots.iter().zip(counts).enumerate() {
-            let index = self.index(self.width * index as u32);
+            let index = self.index(other.width * index as u32);
             self.slots[index].ok.merge(&slot.ok);
             self.slots[index].failed += slot.failed;
             self.dropped[index] += dropped;
@@ -374,14 +385,35 @@ impl Slots {
 
     /// The slot of a moment of the phase, made if it is not there yet.
     fn index(&mut self, at: Duration) -> usize {
-        let index = (at.as_nanos() / self.width.as_nanos()) as usize;
-        let index = index.min(MAX_SLOTS - 1);
+        let index = loop {
+            let index = (at.as_nanos() / self.width.as_nanos()) as usize;
+            if index < MAX_SLOTS {
+                break index;
+            }
+            self.coarsen();
+        };
         while self.slots.len() <= index {
             self.slots.push(Window::default());
             self.dropped.push(0);
             self.completed.push(0);
         }
         index
+    }
+
+    /// Makes one slot of each two.
+    fn coarsen(&mut self) {
+        self.width *= 2;
+        let pairs = |counts: &[u64]| counts.chunks(2).map(|pair| pair.iter().sum()).collect();
+        self.dropped = pairs(&self.dropped);
+        self.completed = pairs(&self.completed);
+        let mut slots = std::mem::take(&mut self.slots).into_iter();
+        while let Some(mut slot) = slots.next() {
+            if let Some(later) = slots.next() {
+                slot.ok.merge(&later.ok);
+                slot.failed += later.failed;
+            }
+            self.slots.push(slot);
+        }
     }
 
     /// Makes the slots up to `end`, so that a silence counts as nothing done, not as no time passed.
@@ -432,11 +464,15 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    fn slots(duration: Duration) -> Slots {
+        Slots::new(duration, window_width(duration).max(duration / MAX_SLOTS as u32))
+    }
+
     #[test]
     fn a_run_of_any_length_has_a_bounded_number_of_slots() {
         for seconds in [1, 5, 39, 255, 257, 3_601, 86_400] {
             let planned = Duration::from_secs(seconds);
-            let mut slots = Slots::new(planned);
+            let mut slots = slots(planned);
             slots.add(planned - Duration::from_nanos(1), Some(MS));
             slots.close(planned);
             let count = slots.until(planned).count();
@@ -448,7 +484,7 @@ mod tests {
 
     #[test]
     fn requests_count_where_they_were_due_and_completions_where_they_happened() {
-        let mut slots = Slots::new(Duration::from_secs(4));
+        let mut slots = slots(Duration::from_secs(4));
         slots.add(50 * MS, Some(MS));
         slots.complete(250 * MS);
         // Complete after the end: an answer, but no part of the rate.
@@ -466,9 +502,26 @@ mod tests {
 
     #[test]
     fn a_silence_at_the_end_is_slots_with_nothing_in_them() {
-        let mut slots = Slots::new(Duration::from_secs(4));
+        let mut slots = slots(Duration::from_secs(4));
         slots.complete(50 * MS);
         slots.close(Duration::from_secs(2));
         assert_eq!(slots.until(Duration::from_secs(2)).count(), 20);
+    }
+
+    #[test]
+    fn slots_of_a_run_without_a_length_become_longer_and_lose_nothing() {
+        let mut slots = Slots::new(Duration::from_secs(3_600), SHORTEST_SLOT);
+        for n in 0..1_000 {
+            slots.add(100 * MS * n, (n % 2 == 0).then_some(MS));
+            slots.complete(100 * MS * n);
+            slots.drop_arrival(100 * MS * n);
+        }
+        assert_eq!(slots.width(), 400 * MS);
+        let all: Vec<_> = slots.until(Duration::from_secs(100)).collect();
+        assert_eq!(all.len(), 250);
+        for slot in all {
+            assert_eq!((slot.window.ok.count(), slot.window.failed), (2, 2));
+            assert_eq!((slot.completed, slot.dropped), (4, 4));
+        }
     }
 }

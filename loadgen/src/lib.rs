@@ -23,9 +23,13 @@
 //! # }
 //! ```
 
+mod alarm;
 mod attribution;
+mod calibration;
+mod checks;
 pub mod cli;
 mod collector;
+mod load;
 mod load_test;
 pub mod memory;
 mod outcome;
@@ -37,18 +41,26 @@ pub mod report;
 mod runner;
 mod scenario;
 mod schedule;
+mod session;
+mod shape;
 mod sink;
 pub mod statistics;
 mod stop;
 mod target;
 pub mod threshold;
 mod verdict;
+mod virtual_time;
 
 pub use load_test::{LoadTest, LoadTestError};
-pub use plan::PlanError;
+pub use pacer::Pacer;
+pub use plan::{Pause, PlanError, Topology};
 pub use progress::{Progress, Stage};
 pub use report::{Report, Run, Verdict};
 pub use scenario::{LoadRng, Scenario};
+pub use schedule::Arrivals;
+pub use session::{FlowError, Reply, Session};
 pub use stop::Stop;
 pub use target::InProcess;
 pub use threshold::Threshold;
+#[cfg(feature = "virtual-time")]
+pub use virtual_time::virtual_time;

@@ -1,6 +1,7 @@
 //! A load test, as a Rust program writes it.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -11,11 +12,14 @@ use bytes::Bytes;
 use http::{Method, Request, Uri};
 
 use crate::{
-    plan::{MAX_RATE, MAX_TIME, MIN_DURATION, Plan, PlanError, Workload},
+    pacer::Pacer,
+    plan::{MAX_TIME, Pause, Plan, PlanError, Topology, Workload},
     progress::Progress,
-    report::{Environment, Report, Run},
-    runner::{self, Observer, unix_seconds},
-    scenario::Scenario,
+    report::{Environment, Model, Report, Run},
+    runner::{self, Findings, Observer, RunError, unix_seconds},
+    scenario::{Scenario, StepNames},
+    schedule::{Arrivals, Schedule},
+    shape::Shape,
     stop::Stop,
     target::InProcess,
     threshold::Threshold,
@@ -53,10 +57,18 @@ use crate::{
 pub struct LoadTest<S = Router> {
     service: S,
     name: String,
-    workload: Workload,
+    shape: Shape,
+    arrivals: Arrivals,
+    pause: Pause,
+    pacing: Option<Duration>,
     scenario: Scenario,
     warmup: Duration,
-    duration: Duration,
+    duration: Option<Duration>,
+    requests: Option<u64>,
+    pacer: Pacer,
+    topology: Topology,
+    virtual_time: bool,
+    tags: BTreeMap<String, String>,
     max_in_flight: usize,
     timeout: Duration,
     seed: u64,
@@ -82,10 +94,18 @@ impl<S: InProcess> LoadTest<S> {
         Self {
             service,
             name: "load test".to_owned(),
-            workload: Workload::Closed { users: 10, think_time: Duration::ZERO },
+            shape: Shape::Users(10),
+            arrivals: Arrivals::Constant,
+            pause: Pause::default(),
+            pacing: None,
             scenario: Scenario::new(),
             warmup: Duration::from_secs(1),
-            duration: Duration::from_secs(10),
+            duration: None,
+            requests: None,
+            pacer: Pacer::default(),
+            topology: Topology::default(),
+            virtual_time: false,
+            tags: BTreeMap::new(),
             max_in_flight: 10_000,
             timeout: Duration::from_secs(10),
             seed: 1,
@@ -131,21 +151,115 @@ impl<S: InProcess> LoadTest<S> {
 
     /// Closed model: `users` who each wait for an answer before they ask again.
     pub fn users(mut self, users: usize) -> Self {
-        self.workload = Workload::Closed { users, think_time: self.workload.think_time() };
+        self.shape = Shape::Users(users);
         self
     }
 
-    /// Closed model: a user pauses this long between an answer and the next request. Default: none.
-    pub fn think_time(mut self, pause: Duration) -> Self {
-        if let Workload::Closed { think_time, .. } = &mut self.workload {
-            *think_time = pause;
-        }
+    /// Closed model: their number changes in straight lines, from 0, in so much time to so many; at once if a
+    /// stage takes no time. The stages last as long as the measured interval.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use axum::Router;
+    /// # use parallax_loadgen::LoadTest;
+    /// let secs = Duration::from_secs;
+    /// let test = LoadTest::new(Router::new())
+    ///     .get("/search?q=tea")
+    ///     // Up to 100 users in 10 s, and 100 of them for a minute.
+    ///     .user_stages([(secs(10), 100), (secs(60), 100)]);
+    /// # let _ = test;
+    /// ```
+    pub fn user_stages(mut self, stages: impl IntoIterator<Item = (Duration, usize)>) -> Self {
+        let stages = stages.into_iter().map(|(time, users)| (time, users as f64));
+        self.shape = Shape::UserStages(stages.collect());
+        self
+    }
+
+    /// Closed model: a user pauses this long between an answer and the next request: a [`Duration`], or a
+    /// [`Pause`] at random. Default: none.
+    pub fn think_time(mut self, pause: impl Into<Pause>) -> Self {
+        self.pause = pause.into();
+        self
+    }
+
+    /// Closed model: a user begins an iteration this long after the one before it began, or when that is over if
+    /// it took longer. Default: none.
+    pub fn pacing(mut self, pacing: Duration) -> Self {
+        self.pacing = Some(pacing);
         self
     }
 
     /// Open model: `rate` requests per second start on schedule, whatever became of the earlier ones.
     pub fn rate(mut self, rate: impl Into<f64>) -> Self {
-        self.workload = Workload::Open { rate: rate.into() };
+        self.shape = Shape::Rate(rate.into());
+        self
+    }
+
+    /// Open model: the rate changes in straight lines, from 0, in so much time to so many requests per second; at
+    /// once if a stage takes no time. The stages last as long as the measured interval.
+    pub fn stages(mut self, stages: impl IntoIterator<Item = (Duration, f64)>) -> Self {
+        self.shape = Shape::RateStages(stages.into_iter().collect());
+        self
+    }
+
+    /// Open model: `base` requests per second, and in the middle third of the measured interval `peak`.
+    pub fn spike(mut self, base: impl Into<f64>, peak: impl Into<f64>) -> Self {
+        self.shape = Shape::Spike { base: base.into(), peak: peak.into() };
+        self
+    }
+
+    /// Open model: requests start at these times, counted from the first of them, once more. They are what another
+    /// system has logged, for example; their order does not matter. The measured interval ends with the last one.
+    pub fn replay(mut self, starts: impl IntoIterator<Item = Duration>) -> Self {
+        let mut starts: Vec<Duration> = starts.into_iter().collect();
+        starts.sort_unstable();
+        self.shape = Shape::Replay(starts);
+        self
+    }
+
+    /// Open model: how arrivals follow one another. Default: equally spaced.
+    pub fn arrivals(mut self, arrivals: Arrivals) -> Self {
+        self.arrivals = arrivals;
+        self
+    }
+
+    /// Ends the measured interval once so many requests have been sent and answered, unless its
+    /// [duration](Self::duration) is over before; that is 10 minutes then, or what is set.
+    pub fn requests(mut self, requests: u64) -> Self {
+        self.requests = Some(requests);
+        self
+    }
+
+    /// Who wakes requests when they are due. Default: a thread that is exact.
+    pub fn pacer(mut self, pacer: Pacer) -> Self {
+        self.pacer = pacer;
+        self
+    }
+
+    /// Where the generator's tasks run. Default: on the runtime that the caller is on.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = topology;
+        self
+    }
+
+    /// Lets time pass only while everybody waits: an hour of load takes seconds, and comes out the same every
+    /// time. For services whose waits are tokio's timers, locks and channels: limiters, retries, timeouts, pools
+    /// with simulated work. See [`virtual_time`](crate::virtual_time()) for one with tasks of its own.
+    ///
+    /// Timers keep whole milliseconds, so waits should be much longer: model a service of 1 ms as one of 1 s. What
+    /// computes takes no time. The [pacer](Self::pacer) and the [topology](Self::topology) mean nothing.
+    ///
+    /// A service that waits for I/O, for another thread or for another runtime is refused with
+    /// [`LoadTestError::RealWaits`].
+    #[cfg(feature = "virtual-time")]
+    pub fn virtual_time(mut self) -> Self {
+        self.virtual_time = true;
+        self
+    }
+
+    /// Adds a name and a value to the report, to find it by.
+    pub fn tag(mut self, name: &str, value: &str) -> Self {
+        self.tags.insert(name.to_owned(), value.to_owned());
         self
     }
 
@@ -155,9 +269,9 @@ impl<S: InProcess> LoadTest<S> {
         self
     }
 
-    /// Length of the measured interval. Default: 10 s.
+    /// Length of the measured interval. Default: 10 s, or as long as the stages.
     pub fn duration(mut self, duration: Duration) -> Self {
-        self.duration = duration;
+        self.duration = Some(duration);
         self
     }
 
@@ -237,8 +351,15 @@ impl<S: InProcess> LoadTest<S> {
     /// As [`run`](Self::run).
     pub async fn run_part(mut self) -> Result<Run, LoadTestError> {
         let plan = Arc::new(self.build()?);
-        let findings = runner::run(self.service, &plan, &self.stop, self.observer.as_ref()).await?;
-        Ok(verdict::judge(&plan, findings))
+        let (service, stop, observer) = (self.service, self.stop, self.observer);
+        let findings = if plan.virtual_time {
+            run_in_virtual_time(service, plan.clone(), stop, observer).await
+        } else if plan.topology == Topology::Split {
+            runner::run_apart(service, &plan, &stop, observer.as_ref()).await
+        } else {
+            runner::run(service, &plan, None, &stop, observer.as_ref()).await
+        };
+        Ok(verdict::judge(&plan, findings?))
     }
 
     fn build(&mut self) -> Result<Plan, PlanError> {
@@ -248,22 +369,21 @@ impl<S: InProcess> LoadTest<S> {
         if self.scenario.is_empty() {
             return Err(PlanError::NoRequests);
         }
-        match self.workload {
-            Workload::Closed { users: 0, .. } => return Err(PlanError::NoUsers),
-            Workload::Open { rate } if !(rate.is_finite() && rate > 0.0) => {
-                return Err(PlanError::BadRate(rate));
+        let shaped = self.shape.clone().work_out(self.duration, self.requests)?;
+        let workload = match (shaped.model, shaped.profile) {
+            (Model::Closed, Some(users)) => {
+                Workload::Closed { users, pause: self.pause, pacing: self.pacing }
             }
-            Workload::Open { rate } if rate > MAX_RATE => return Err(PlanError::RateTooHigh(rate)),
-            _ => {}
-        }
-        let think_time = self.workload.think_time();
-        for time in [self.warmup, self.duration, self.timeout, think_time] {
+            (_, Some(profile)) => {
+                Workload::Open(Schedule::Rate { profile, arrivals: self.arrivals })
+            }
+            (_, None) => Workload::Open(Schedule::Replay(shaped.replay.into())),
+        };
+        let pacing = self.pacing.unwrap_or_default();
+        for time in [self.warmup, shaped.duration, self.timeout, self.pause.mean(), pacing] {
             if time > MAX_TIME {
                 return Err(PlanError::TooLong(time));
             }
-        }
-        if self.duration < MIN_DURATION {
-            return Err(PlanError::TooShort(self.duration));
         }
         if self.timeout.is_zero() {
             return Err(PlanError::NoTimeout);
@@ -271,28 +391,61 @@ impl<S: InProcess> LoadTest<S> {
         if self.max_in_flight == 0 {
             return Err(PlanError::NoneInFlight);
         }
+        if self.requests == Some(0) {
+            return Err(PlanError::NoRequestsWanted);
+        }
         let thresholds =
             self.thresholds.iter().map(|e| Threshold::parse(e)).collect::<Result<_, _>>()?;
         Ok(Plan {
             name: self.name.clone(),
-            workload: self.workload,
+            workload,
+            warmup_level: shaped.first_level,
+            stages: shaped.stages,
+            names: StepNames::of(&self.scenario),
             scenario: self.scenario.clone(),
             warmup: self.warmup,
-            duration: self.duration,
+            duration: shaped.duration,
+            requests: self.requests,
             max_in_flight: self.max_in_flight,
             timeout: self.timeout,
             seed: self.seed,
             pass_limiter: self.pass_limiter,
+            pacer: self.pacer,
+            topology: self.topology,
+            virtual_time: self.virtual_time,
+            tags: self.tags.clone(),
             thresholds,
         })
     }
+}
+
+#[cfg(feature = "virtual-time")]
+async fn run_in_virtual_time<S: InProcess>(
+    service: S,
+    plan: Arc<Plan>,
+    stop: Stop,
+    observer: Option<Observer>,
+) -> Result<Findings, RunError> {
+    let run = async move { runner::run(service, &plan, None, &stop, observer.as_ref()).await };
+    crate::virtual_time(run).await?
+}
+
+/// Without the feature no plan asks for it.
+#[cfg(not(feature = "virtual-time"))]
+async fn run_in_virtual_time<S: InProcess>(
+    service: S,
+    plan: Arc<Plan>,
+    stop: Stop,
+    observer: Option<Observer>,
+) -> Result<Findings, RunError> {
+    runner::run(service, &plan, None, &stop, observer.as_ref()).await
 }
 
 impl<S> fmt::Debug for LoadTest<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadTest")
             .field("name", &self.name)
-            .field("workload", &self.workload)
+            .field("shape", &self.shape)
             .field("scenario", &self.scenario)
             .finish_non_exhaustive()
     }
@@ -308,4 +461,27 @@ pub enum LoadTestError {
     /// The operating system refused the generator its threads.
     #[error("the load generator cannot start: {0}")]
     Start(#[from] io::Error),
+    /// The scenario's setup failed, so there was no load.
+    #[error("the scenario's setup failed: {0}")]
+    Setup(String),
+    /// The scenario's teardown failed; the load is over.
+    #[error("the scenario's teardown failed: {0}")]
+    Teardown(String),
+    /// In virtual time, the service waited for something that takes real time.
+    #[error(
+        "virtual time does not fit this service: it waits for I/O, another thread or another runtime, which \
+         takes no virtual time. Simulate that wait with a timer, or test in real time"
+    )]
+    RealWaits,
+}
+
+impl From<RunError> for LoadTestError {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Io(error) => Self::Start(error),
+            RunError::Setup(error) => Self::Setup(error.to_string()),
+            RunError::Teardown(error) => Self::Teardown(error.to_string()),
+            RunError::RealWaits => Self::RealWaits,
+        }
+    }
 }

@@ -15,6 +15,8 @@ pub(crate) enum ClientOutcome {
     Timeout,
     TransportError,
     Panicked,
+    /// Answered, and the answer was not what the scenario requires.
+    CheckFailed,
 }
 
 impl ClientOutcome {
@@ -39,6 +41,7 @@ impl ClientOutcomes {
             ClientOutcome::Timeout => &mut self.timeout,
             ClientOutcome::TransportError => &mut self.transport_error,
             ClientOutcome::Panicked => &mut self.panicked,
+            ClientOutcome::CheckFailed => &mut self.check_failed,
         };
         *cell += 1;
     }

@@ -1,10 +1,14 @@
 //! The validated settings of a run.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use rand::RngExt;
 
 use crate::{
+    pacer::Pacer,
     report::{Model, PlanSummary},
-    scenario::Scenario,
+    scenario::{LoadRng, Scenario, StepNames},
+    schedule::{Arrivals, Profile, Schedule},
     threshold::{Threshold, ThresholdError},
 };
 
@@ -16,12 +20,72 @@ pub(crate) const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(crate) const MIN_DURATION: Duration = Duration::from_millis(100);
 
 /// Who decides when requests start.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Workload {
-    /// `users` who wait for their answers, and `think_time` after each.
-    Closed { users: usize, think_time: Duration },
-    /// `rate` arrivals a second, whatever became of the earlier ones.
-    Open { rate: f64 },
+    /// So many users over time, who wait for their answers.
+    Closed { users: Profile, pause: Pause, pacing: Option<Duration> },
+    /// Arrivals on a schedule, whatever became of the earlier ones.
+    Open(Schedule),
+}
+
+/// How long a user pauses between an answer and the next request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pause {
+    /// Always so long.
+    Constant(Duration),
+    /// At random, exponentially distributed, so long on average.
+    Exponential(Duration),
+}
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self::Constant(Duration::ZERO)
+    }
+}
+
+impl From<Duration> for Pause {
+    fn from(pause: Duration) -> Self {
+        Self::Constant(pause)
+    }
+}
+
+impl Pause {
+    /// Its mean.
+    #[must_use]
+    pub fn mean(self) -> Duration {
+        match self {
+            Self::Constant(pause) | Self::Exponential(pause) => pause,
+        }
+    }
+
+    pub(crate) fn draw(self, random: &mut LoadRng) -> Duration {
+        match self {
+            Self::Constant(pause) => pause,
+            Self::Exponential(mean) => mean.mul_f64(-(1.0 - random.random::<f64>()).ln()),
+        }
+    }
+}
+
+/// Where the generator's own tasks run.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Topology {
+    /// On the service's runtime: nothing is handed from thread to thread, and what the generator costs is taken
+    /// from the service.
+    #[default]
+    Shared,
+    /// On a runtime of its own; each request is handed to the service's and back.
+    Split,
+}
+
+impl Topology {
+    /// In a word.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Split => "split",
+        }
+    }
 }
 
 /// The settings of a run, checked: what holds a `Plan` can be run.
@@ -29,40 +93,73 @@ pub(crate) enum Workload {
 pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) workload: Workload,
+    /// What the warm-up does instead of following the stages: their first level.
+    pub(crate) warmup_level: f64,
+    /// As given: seconds and levels, where there are any.
+    pub(crate) stages: Vec<(Duration, f64)>,
     pub(crate) scenario: Scenario,
+    /// What requests are called in reports, by number.
+    pub(crate) names: StepNames,
     pub(crate) warmup: Duration,
     pub(crate) duration: Duration,
+    /// The measured interval ends with so many requests, if not before.
+    pub(crate) requests: Option<u64>,
     pub(crate) max_in_flight: usize,
     pub(crate) timeout: Duration,
     pub(crate) seed: u64,
     pub(crate) pass_limiter: bool,
+    pub(crate) pacer: Pacer,
+    pub(crate) topology: Topology,
+    /// Time is tokio's, and paused.
+    pub(crate) virtual_time: bool,
+    pub(crate) tags: BTreeMap<String, String>,
     pub(crate) thresholds: Vec<Threshold>,
 }
 
-impl Workload {
-    /// The pause of a user; none in an open workload.
-    pub(crate) fn think_time(self) -> Duration {
-        match self {
-            Self::Closed { think_time, .. } => think_time,
-            Self::Open { .. } => Duration::ZERO,
+impl Plan {
+    /// What goes before the measured load: the same, at a level that does not change.
+    pub(crate) fn warming_up(&self) -> Workload {
+        let profile = Profile::constant(self.warmup_level, self.warmup);
+        match &self.workload {
+            Workload::Closed { pause, pacing, .. } => {
+                Workload::Closed { users: profile, pause: *pause, pacing: *pacing }
+            }
+            Workload::Open(schedule) => Workload::Open(Schedule::Rate {
+                profile,
+                arrivals: match schedule {
+                    Schedule::Rate { arrivals, .. } => *arrivals,
+                    Schedule::Replay(_) => Arrivals::Constant,
+                },
+            }),
         }
     }
-}
 
-impl Plan {
     pub(crate) fn summary(&self) -> PlanSummary {
-        let (model, users, rate) = match self.workload {
-            Workload::Closed { users, .. } => (Model::Closed, Some(users), None),
-            Workload::Open { rate } => (Model::Open, None, Some(rate)),
+        let closed = |users: &Profile| users.peak().round() as usize;
+        let (model, users, rate, arrivals) = match &self.workload {
+            Workload::Closed { users, .. } => (Model::Closed, Some(closed(users)), None, None),
+            Workload::Open(Schedule::Rate { profile, arrivals }) => {
+                (Model::Open, None, Some(profile.peak()), Some(arrivals.name()))
+            }
+            Workload::Open(Schedule::Replay(starts)) => {
+                let rate = starts.len() as f64 / self.duration.as_secs_f64();
+                (Model::Open, None, Some(rate), Some("replay"))
+            }
+        };
+        let (pause, pacing) = match &self.workload {
+            Workload::Closed { pause, pacing, .. } => (Some(*pause), *pacing),
+            Workload::Open(_) => (None, None),
         };
         PlanSummary {
             model,
             users,
             rate,
-            think_time_s: match self.workload {
-                Workload::Closed { think_time, .. } => Some(think_time.as_secs_f64()),
-                Workload::Open { .. } => None,
-            },
+            arrivals: arrivals.map(str::to_owned),
+            stages: self.stages.iter().map(|(time, level)| (time.as_secs_f64(), *level)).collect(),
+            requests: self.requests,
+            think_time_s: pause.map(|pause| pause.mean().as_secs_f64()),
+            random_think_time: matches!(pause, Some(Pause::Exponential(_))),
+            pacing_s: pacing.map(|pacing| pacing.as_secs_f64()),
             warmup_s: self.warmup.as_secs_f64(),
             duration_s: self.duration.as_secs_f64(),
             max_in_flight: self.max_in_flight,
@@ -71,6 +168,10 @@ impl Plan {
             seed: self.seed,
             mix: self.scenario.weights(),
             bypasses_limiter: self.pass_limiter,
+            pacer: self.pacer.name().to_owned(),
+            topology: self.topology.name().to_owned(),
+            virtual_time: self.virtual_time,
+            tags: self.tags.clone(),
         }
     }
 }
@@ -96,6 +197,23 @@ pub enum PlanError {
     /// No users.
     #[error("0 users send nothing: give at least 1")]
     NoUsers,
+    /// More users than fit into any memory.
+    #[error("{0} users are beyond any machine: give at most 10000000")]
+    TooManyUsers(usize),
+    /// Stages that never lead above zero.
+    #[error("the stages send nothing: write them like 10s:100,30s:1000, with a level above 0")]
+    NoLoad,
+    /// A duration beside stages that take another time.
+    #[error(
+        "the stages take {0:?} together, and the duration says otherwise: leave the duration out"
+    )]
+    StagesLast(Duration),
+    /// A replay of nothing.
+    #[error("there is nothing to replay: give at least one start time, in seconds, one a line")]
+    NothingToReplay,
+    /// A run of no requests.
+    #[error("0 requests are no load: give at least 1")]
+    NoRequestsWanted,
     /// No measured interval.
     #[error("a duration of {0:?} measures nothing: give at least 100ms")]
     TooShort(Duration),

@@ -140,6 +140,12 @@ pub struct Run {
     /// Where the time of the paired successes went, around each quantile of their response times.
     #[serde(default)]
     pub attribution: Vec<Attribution>,
+    /// What the scenario checked of the answers, in the order of the names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
+    /// What the load generator itself did and cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<GeneratorView>,
     /// The run's own thresholds.
     pub thresholds: Vec<ThresholdResult>,
     /// Equal slots of the measured interval, by intended start, in order.
@@ -155,10 +161,26 @@ pub struct PlanSummary {
     pub model: Model,
     /// Concurrent users; closed model only.
     pub users: Option<usize>,
-    /// Intended arrivals per second; open model only.
+    /// Intended arrivals per second, at the most if that changes; open model only.
     pub rate: Option<f64>,
-    /// Pause of a user between an answer and the next request; closed model only.
+    /// How arrivals follow one another: `constant`, `poisson` or `replay`; open model only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrivals: Option<String>,
+    /// Straight lines in time: how long each takes, in seconds, and the rate or the number of users that it leads
+    /// to. Empty if neither changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<(f64, f64)>,
+    /// The run was to end with so many requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Pause of a user between an answer and the next request, on average; closed model only.
     pub think_time_s: Option<f64>,
+    /// The pauses are exponentially distributed, instead of all alike.
+    #[serde(default)]
+    pub random_think_time: bool,
+    /// From the beginning of one iteration of a user to the next, at least; closed model only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pacing_s: Option<f64>,
     /// Warm-up before the measured interval, not part of any figure.
     pub warmup_s: f64,
     /// Planned length of the measured interval.
@@ -175,6 +197,18 @@ pub struct PlanSummary {
     pub mix: Vec<(String, u32)>,
     /// True if the load carries the pass that lets it by the rate limiter.
     pub bypasses_limiter: bool,
+    /// Who wakes requests when they are due: `precise` (a thread that spins) or `coarse` (the runtime's timer).
+    #[serde(default)]
+    pub pacer: String,
+    /// The generator's tasks run on the service's runtime (`shared`) or on one of their own (`split`).
+    #[serde(default)]
+    pub topology: String,
+    /// Time was simulated: it passed when everybody waited.
+    #[serde(default)]
+    pub virtual_time: bool,
+    /// What the caller calls this run, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
 }
 
 /// Who decides when the next request starts.
@@ -374,6 +408,33 @@ pub struct Pairs {
     pub outside: Latency,
     /// Pairs whose server time exceeds their service time, which cannot be on one clock.
     pub negative: u64,
+}
+
+/// Something that a scenario requires of answers.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// As the scenario calls it.
+    pub name: String,
+    /// How often it held.
+    pub passed: u64,
+    /// How often it did not; those requests are `check_failed`.
+    pub failed: u64,
+    /// What was wrong the first time, if the scenario said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_failure: Option<String>,
+}
+
+/// What the load generator itself did and cost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GeneratorView {
+    /// From one dispatched arrival to the next; open model only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrival_gap: Option<Latency>,
+    /// Processor time for a request to a service that does nothing, measured before the run: sending,
+    /// recording, collecting.
+    pub ns_per_request: Option<f64>,
+    /// That for all requests of the run, as a share of what the process used meanwhile, 0 to 1.
+    pub cpu_share: Option<f64>,
 }
 
 /// Where the time went of the requests whose response times are around one quantile: those of the ranks

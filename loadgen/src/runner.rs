@@ -1,37 +1,42 @@
 //! Carrying a plan out: the load, phase by phase, and what both sides saw of it.
 
 use std::{
-    fmt, io,
+    collections::BTreeMap,
+    io,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
-use http::Request;
-use parallax_middleware::{LoadMark, Perf, Probe, ProbeSource, ProcessUsage, Snapshot};
+use parallax_middleware::{LatencyHistogram, Perf, ProbeSource, ProcessUsage, Snapshot};
 use tokio::{
-    runtime::Handle,
-    task::{JoinSet, coop::consume_budget},
+    runtime::{Builder, Handle, Runtime},
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use crate::{
+    alarm::AlarmClock,
+    calibration::{Null, cost_of_a_request},
+    checks::Checks,
     collector::{SharedTally, Tally},
-    outcome::ClientOutcome,
-    pacer::{self, Paced},
-    plan::{Plan, Workload},
+    load::{Load, Timer, equip},
+    pacer::{self, Paced, Pacer, Taking},
+    plan::{MAX_TIME, Plan, Workload},
     progress::{Progress, Stage},
-    report::ResourceRow,
-    scenario::{LoadRng, stream},
-    schedule::Schedule,
-    sink::{Sample, ServerView, Sink},
+    report::{Check, ResourceRow},
+    scenario::stream,
+    schedule::{Profile, Schedule, Starts},
+    session::FlowError,
+    sink::{Sample, Sink},
     stop::Stop,
     target::{InProcess, exchange},
+    virtual_time::Watch,
 };
 
 /// How often samples are collected.
@@ -66,6 +71,27 @@ pub(crate) struct Findings {
     /// The layer that answered, and what it recorded meanwhile.
     pub(crate) server: Option<(Perf, Snapshot)>,
     pub(crate) resources: Vec<ResourceRow>,
+    pub(crate) checks: Vec<Check>,
+    /// Between arrivals; of an open workload.
+    pub(crate) gaps: Option<LatencyHistogram>,
+    /// What a request costs the generator, by processor time.
+    pub(crate) cost: Option<Duration>,
+}
+
+/// Why a run left nothing behind.
+#[derive(Debug)]
+pub(crate) enum RunError {
+    Io(io::Error),
+    Setup(FlowError),
+    Teardown(FlowError),
+    /// In virtual time: the service waits for something that happens elsewhere.
+    RealWaits,
+}
+
+impl From<io::Error> for RunError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// Runs the warm-up, lets it drain, then runs the measured phase.
@@ -76,66 +102,123 @@ pub(crate) struct Findings {
 pub(crate) async fn run<S: InProcess>(
     service: S,
     plan: &Arc<Plan>,
+    host: Option<Handle>,
     stop: &Stop,
     observer: Option<&Observer>,
-) -> io::Result<Findings> {
+) -> Result<Findings, RunError> {
     let probes = ProbeSource::new();
+    let watch = plan.virtual_time.then(Watch::default);
+    // In virtual time nothing costs anything.
+    let cost = match watch {
+        Some(_) => None,
+        None => Some(calibrate(plan, stop).await),
+    };
+    let mut phase = Phase {
+        service,
+        plan,
+        host,
+        probes: &probes,
+        stop,
+        observer,
+        watch: watch.clone(),
+        values: BTreeMap::new(),
+    };
+    if let Some(setup) = plan.scenario.setup_flow() {
+        let load = Arc::new(phase.load(Stage::WarmUp, MAX_TIME, Timer::Runtime));
+        phase.values = load.run_aside(setup).await.map_err(RunError::Setup)?;
+    }
     tokio::select! {
-        () = preflight(service.clone(), plan, &probes) => {}
+        () = phase.preflight() => {}
         () = stop.stopped() => {}
     }
-    let phase = Phase { service, plan, probes: &probes, stop, observer };
     let mut left_over = 0;
     if !plan.warmup.is_zero() && !stop.is_stopped() {
         left_over = phase.run(Stage::WarmUp, plan.warmup).await?.in_flight;
     }
     let findings = phase.run(Stage::Measure, plan.duration).await?;
-    Ok(Findings { left_over, ..findings })
+    if let Some(teardown) = plan.scenario.teardown_flow() {
+        let load = Arc::new(Load {
+            stop: Stop::new(),
+            ..phase.load(Stage::Drain, MAX_TIME, Timer::Runtime)
+        });
+        load.run_aside(teardown).await.map_err(RunError::Teardown)?;
+    }
+    if watch.is_some_and(|watch| watch.saw_outside()) {
+        return Err(RunError::RealWaits);
+    }
+    Ok(Findings { left_over, cost, ..findings })
 }
 
-/// Sends requests that do not count, one of each kind until one reaches a layer: so that the layer's
-/// counters can be read before the first request that does.
-async fn preflight<S: InProcess>(mut service: S, plan: &Plan, probes: &ProbeSource) {
-    let mut rng = stream(plan.seed, "preflight", 0);
-    for mut request in plan.scenario.one_of_each(&mut rng) {
-        equip(&mut request, plan, &probes.probe());
-        exchange(&mut service, request, Instant::now(), plan.timeout).await;
-        if probes.answered_by().is_some() {
-            return;
+/// Runs it on a runtime of the generator's own; the service's is the caller's.
+pub(crate) async fn run_apart<S: InProcess>(
+    service: S,
+    plan: &Arc<Plan>,
+    stop: &Stop,
+    observer: Option<&Observer>,
+) -> Result<Findings, RunError> {
+    let host = Handle::current();
+    let runtime = OwnRuntime::start(host.metrics().num_workers().div_ceil(2))?;
+    let (plan, stop, observer) = (plan.clone(), stop.clone(), observer.cloned());
+    let mut task = AbortOnDrop(
+        runtime
+            .handle()
+            .spawn(async move { run(service, &plan, Some(host), &stop, observer.as_ref()).await }),
+    );
+    match (&mut task.0).await {
+        Ok(found) => found,
+        Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+        Err(error) => Err(RunError::Io(io::Error::other(error))),
+    }
+}
+
+/// A runtime that may be dropped within another.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn start(workers: usize) -> io::Result<Self> {
+        let mut builder = Builder::new_multi_thread();
+        let builder = builder.worker_threads(workers).thread_name("parallax-load").enable_all();
+        Ok(Self(Some(builder.build()?)))
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
 }
 
-fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {
-    let mark = LoadMark::new().paired(probe.clone());
-    let mark = if plan.pass_limiter { mark.past_limiter() } else { mark };
-    request.extensions_mut().insert(mark);
+async fn calibrate(plan: &Arc<Plan>, stop: &Stop) -> Duration {
+    let probes = ProbeSource::new();
+    let phase = Phase {
+        service: Null,
+        plan,
+        host: None,
+        probes: &probes,
+        stop,
+        observer: None,
+        watch: None,
+        values: BTreeMap::new(),
+    };
+    cost_of_a_request(&phase.load(Stage::WarmUp, MAX_TIME, Timer::Runtime)).await
 }
 
 /// Runs stretches of load that begin and end with nothing in flight.
 struct Phase<'a, S> {
     service: S,
     plan: &'a Arc<Plan>,
+    host: Option<Handle>,
     probes: &'a ProbeSource,
     stop: &'a Stop,
     observer: Option<&'a Observer>,
-}
-
-/// What the tasks of a phase share.
-struct Load<S> {
-    service: S,
-    plan: Arc<Plan>,
-    probes: ProbeSource,
-    stop: Stop,
-    sink: Sink,
-    tally: SharedTally,
-    start: Instant,
-    /// No request is due at this moment or later.
-    end: Instant,
-    /// Nobody waits for the phase any more: its threads must end.
-    abandoned: AtomicBool,
-    /// [`Stage::WarmUp`] or [`Stage::Measure`].
-    stage: Stage,
+    watch: Option<Watch>,
+    values: BTreeMap<String, String>,
 }
 
 /// Ends the threads of a phase, also if its future is dropped half-way.
@@ -147,31 +230,82 @@ impl Drop for Abandon<'_> {
     }
 }
 
+/// Ends a task that nobody waits for any more.
+struct AbortOnDrop<T>(JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl<S: InProcess> Phase<'_, S> {
-    async fn run(&self, stage: Stage, duration: Duration) -> io::Result<Findings> {
-        let before = self.probes.answered_by().map(Perf::snapshot);
-        let started_at = SystemTime::now();
+    fn load(&self, stage: Stage, duration: Duration, timer: Timer) -> Load<S> {
+        let measured = stage == Stage::Measure;
         let start = Instant::now() + LEAD;
-        let load = &Arc::new(Load {
+        Load {
             service: self.service.clone(),
+            workload: match stage {
+                Stage::WarmUp => self.plan.warming_up(),
+                Stage::Measure | Stage::Drain => self.plan.workload.clone(),
+            },
             plan: self.plan.clone(),
             probes: self.probes.clone(),
             stop: self.stop.clone(),
             sink: Sink::new(Handle::current().metrics().num_workers()),
             tally: SharedTally::new(Tally::new(self.plan, duration)),
+            checks: Checks::default(),
+            timer,
+            host: self.host.clone(),
+            watch: self.watch.clone(),
+            values: self.values.clone(),
             start,
             end: start + duration,
+            tickets: self.plan.requests.filter(|_| measured).map(AtomicU64::new),
             abandoned: AtomicBool::new(false),
             stage,
-        });
+        }
+    }
+
+    /// Sends requests that do not count, one of each kind until one reaches a layer: so that the layer's
+    /// counters can be read before the first request that does.
+    async fn preflight(&self) {
+        let (plan, probes) = (self.plan, self.probes);
+        let mut rng = stream(plan.seed, "preflight", 0);
+        let mut service = self.service.clone();
+        for mut request in plan.scenario.one_of_each(&mut rng) {
+            equip(&mut request, plan, &probes.probe());
+            exchange(&mut service, request, Instant::now(), plan.timeout, None).await;
+            if probes.answered_by().is_some() {
+                return;
+            }
+        }
+        if let Some(flow) = plan.scenario.any_flow() {
+            let load = Arc::new(self.load(Stage::WarmUp, MAX_TIME, Timer::Runtime));
+            // Whether it goes well is for the run to show.
+            let _ = load.run_aside(flow).await;
+        }
+    }
+
+    async fn run(&self, stage: Stage, duration: Duration) -> io::Result<Findings> {
+        let before = self.probes.answered_by().map(Perf::snapshot);
+        let started_at = SystemTime::now();
+        let closed = matches!(self.plan.workload, Workload::Closed { .. });
+        let timer = match self.plan.pacer {
+            Pacer::Precise if closed && !self.plan.virtual_time => {
+                Timer::Precise(AlarmClock::start()?)
+            }
+            Pacer::Precise | Pacer::Coarse => Timer::Runtime,
+        };
+        let load = &Arc::new(self.load(stage, duration, timer));
         let _abandon = Abandon(&load.abandoned);
         let collector = Collector::start(load.clone(), stage, self.observer.cloned())?;
-        let paced = match load.plan.workload {
+        let dispatched = match &load.workload {
             Workload::Closed { users, .. } => run_closed(load, users, &collector.stage).await,
-            Workload::Open { rate } => run_open(load, rate, &collector.stage).await,
+            Workload::Open(schedule) => run_open(load, schedule.clone(), &collector.stage).await,
         };
-        let paced = match paced {
-            Ok(paced) => paced,
+        let dispatched = match dispatched {
+            Ok(dispatched) => dispatched,
             Err(error) => {
                 collector.finish().await;
                 return Err(error);
@@ -187,16 +321,20 @@ impl<S: InProcess> Phase<'_, S> {
             (None, _) | (Some(_), None) => None,
         };
         let sent = load.sink.total_sent();
-        let interrupted = load.stop.is_stopped() && paced.ended < load.end;
-        let measured = paced.ended.min(load.end).saturating_duration_since(load.start);
+        let interrupted = load.stop.is_stopped() && dispatched.ended < load.end;
+        let measured = dispatched.ended.min(load.end).saturating_duration_since(load.start);
         let mut tally = std::mem::replace(&mut *load.tally.lock(), Tally::new(self.plan, duration));
         tally.close(measured, load.probes.answered_by());
+        let (paced, dropped) = (dispatched.paced, dispatched.dropped);
+        // What was due, and what an answer made due.
+        let arrivals = paced.taken - dropped;
+        let follow_ups = (sent + load.sink.total_unsent()).saturating_sub(arrivals);
         Ok(Findings {
             tally,
-            scheduled: paced.scheduled,
-            dropped: paced.dropped,
+            scheduled: paced.scheduled + follow_ups,
+            dropped,
             sent,
-            unsent: paced.scheduled - paced.taken,
+            unsent: paced.scheduled - paced.taken + load.sink.total_unsent(),
             in_flight,
             left_over: 0,
             started_at,
@@ -204,14 +342,16 @@ impl<S: InProcess> Phase<'_, S> {
             interrupted,
             server,
             resources,
+            checks: load.checks.all(),
+            gaps: (!closed).then_some(paced.gaps),
+            cost: None,
         })
     }
 }
 
 /// What a workload did with its schedule.
 struct Dispatched {
-    scheduled: u64,
-    taken: u64,
+    paced: Paced,
     dropped: u64,
     /// When the last request was dispatched or the run stopped; not before the plan's end otherwise.
     ended: Instant,
@@ -219,191 +359,145 @@ struct Dispatched {
 
 async fn run_closed<S: InProcess>(
     load: &Arc<Load<S>>,
-    users: usize,
+    users: &Profile,
     stage: &StageCell,
 ) -> io::Result<Dispatched> {
     sleep_until(load.start).await;
     let mut tasks = JoinSet::new();
-    for user in 0..users {
-        tasks.spawn(load.clone().user(user as u64));
+    for user in 0..users.peak().ceil() as u64 {
+        tasks.spawn(load.clone().user(user));
     }
     tokio::select! {
         () = sleep_until(load.end) => {}
         () = load.stop.stopped() => {}
+        // Users end by themselves only if there is nothing left to do.
+        () = join_all(&mut tasks), if load.tickets.is_some() => {}
     }
-    let ended = load.end_sending(stage);
+    let ended = end_sending(load, stage);
     let deadline = ended + load.plan.timeout + DRAIN_GRACE;
-    let drained = async {
-        while let Some(user) = tasks.join_next().await {
-            if let Err(error) = user
-                && error.is_panic()
-            {
-                // The service's panics are caught further in: this is the scenario's own.
-                resume_unwind(error.into_panic());
-            }
-        }
-    };
-    if timeout_at(deadline, drained).await.is_err() {
+    if timeout_at(deadline, join_all(&mut tasks)).await.is_err() {
         // Requests that are still out count as in flight. One that blocks its thread cannot be waited for.
         let _ = timeout(DRAIN_GRACE, tasks.shutdown()).await;
     }
-    let sent = load.sink.total_sent();
-    Ok(Dispatched { scheduled: sent, taken: sent, dropped: 0, ended })
+    Ok(Dispatched { paced: Paced::default(), dropped: 0, ended })
+}
+
+async fn join_all(tasks: &mut JoinSet<()>) {
+    while let Some(user) = tasks.join_next().await {
+        if let Err(error) = user
+            && error.is_panic()
+        {
+            // The service's panics are caught further in: this is the scenario's own.
+            resume_unwind(error.into_panic());
+        }
+    }
 }
 
 async fn run_open<S: InProcess>(
     load: &Arc<Load<S>>,
-    rate: f64,
+    schedule: Schedule,
     stage: &StageCell,
 ) -> io::Result<Dispatched> {
-    let schedule = Schedule::constant(rate, load.end - load.start);
+    // Past all arrivals, so that none of them has the same choices to make.
+    let starts = schedule.starts(load.end - load.start, load.stream(u64::MAX));
+    let starts = Limited { starts, left: load.tickets.as_ref().map(|left| left.load(Relaxed)) };
+    let exact = load.plan.pacer == Pacer::Precise && !load.plan.virtual_time;
+    let (paced, dropped) =
+        if exact { pace_by_thread(load, starts).await? } else { pace_by_timer(load, starts).await };
+    // The last arrival comes before the end; the measured interval lasts until it, or until so many requests as
+    // were wanted have their answers.
+    tokio::select! {
+        () = sleep_until(load.end) => {}
+        () = load.stop.stopped() => {}
+        () = drained(load), if load.tickets.is_some() => {}
+    }
+    let ended = end_sending(load, stage);
+    let _ = timeout_at(ended + load.plan.timeout + DRAIN_GRACE, drained(load)).await;
+    // What the runtime has not begun by now it must not begin in the next phase.
+    load.abandoned.store(true, Relaxed);
+    Ok(Dispatched { paced, dropped, ended })
+}
+
+async fn drained<S: InProcess>(load: &Load<S>) {
+    while load.sink.in_flight() > 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// As many starts as there may be.
+struct Limited {
+    starts: Starts,
+    left: Option<u64>,
+}
+
+impl Iterator for Limited {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1)?;
+        }
+        self.starts.next()
+    }
+}
+
+async fn pace_by_thread<S: InProcess>(
+    load: &Arc<Load<S>>,
+    starts: Limited,
+) -> io::Result<(Paced, u64)> {
     let runtime = Handle::current();
-    let (done, paced) = tokio::sync::oneshot::channel();
-    let arrivals = load.clone();
+    let (done, paced) = oneshot::channel();
+    let load = load.clone();
     thread::Builder::new().name("parallax-pacer".to_owned()).spawn(move || {
         let mut dropped = 0;
-        let bound = arrivals.plan.max_in_flight as u64;
         let paced = pacer::keep(
-            schedule,
-            arrivals.start,
-            || arrivals.is_stopped(),
-            |n, intended| {
-                // Only this thread sends, so the count can be too high but never too low.
-                if arrivals.sink.in_flight() >= bound {
-                    dropped += 1;
-                    arrivals.tally.lock().drop_arrival(intended);
-                } else {
-                    arrivals.sink.sent();
-                    runtime.spawn(arrivals.clone().arrival(n, intended));
-                }
-            },
+            starts,
+            load.start,
+            || load.is_stopped(),
+            |n, intended| dropped += u64::from(!arrive(&load, &runtime, n, intended)),
         );
         // Nobody listens any more if the run itself was dropped.
         let _ = done.send((paced, dropped));
     })?;
-    let (Paced { scheduled, taken }, dropped) =
-        paced.await.map_err(|_| io::Error::other("the pacing thread ended early"))?;
-    // The last arrival comes before the end; the measured interval lasts until it.
-    tokio::select! {
-        () = sleep_until(load.end) => {}
-        () = load.stop.stopped() => {}
-    }
-    let ended = load.end_sending(stage);
-    let deadline = ended + load.plan.timeout + DRAIN_GRACE;
-    while load.sink.in_flight() > 0 && Instant::now() < deadline {
-        sleep(Duration::from_millis(1)).await;
-    }
-    // What the runtime has not begun by now it must not begin in the next phase.
-    load.abandoned.store(true, Relaxed);
-    Ok(Dispatched { scheduled, taken, dropped, ended })
+    paced.await.map_err(|_| io::Error::other("the pacing thread ended early"))
 }
 
-impl<S: InProcess> Load<S> {
-    /// The random choices of user or arrival `n`. The warm-up makes others than what is measured: it must
-    /// not warm just those entries of a cache that are asked for next.
-    fn stream(&self, n: u64) -> LoadRng {
-        let stage = if self.stage == Stage::WarmUp { "warm-up" } else { "measure" };
-        stream(self.plan.seed, &[&self.plan.name, stage].concat(), n)
-    }
-
-    /// No request is sent from now on, and what ends later is no part of the rate.
-    fn end_sending(&self, stage: &StageCell) -> Instant {
-        let ended = Instant::now();
-        stage.set(Stage::Drain);
-        self.tally.lock().end_at(ended.saturating_duration_since(self.start));
-        ended
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stop.is_stopped() || self.abandoned.load(Relaxed)
-    }
-
-    /// One user: asks, waits for the answer, thinks, and asks again until the phase ends.
-    async fn user(self: Arc<Self>, user: u64) {
-        let mut service = self.service.clone();
-        let mut rng = self.stream(user);
-        let mut probe = self.probes.probe();
-        // A user is ready when it comes into being, and when it has thought. Users begin in the middle
-        // of a thought, each at another point of it: in step they would come in waves.
-        let Workload::Closed { users, think_time } = self.plan.workload else { return };
-        let mut ready = Instant::now();
-        if !think_time.is_zero() {
-            ready = self.start + think_time.mul_f64(user as f64 / users as f64);
-            self.think_until(ready).await;
-        }
-        while ready < self.end && !self.is_stopped() {
-            let (step, request) = self.plan.scenario.draw(&mut rng);
-            self.sink.sent();
-            let received = self.send(&mut service, step, request, ready, &mut probe).await;
-            ready = received + think_time;
-            if think_time.is_zero() {
-                // A service that never waits would otherwise keep this worker for itself.
-                consume_budget().await;
-            } else {
-                self.think_until(ready).await;
-            }
-        }
-    }
-
-    async fn think_until(&self, ready: Instant) {
+async fn pace_by_timer<S: InProcess>(load: &Arc<Load<S>>, mut starts: Limited) -> (Paced, u64) {
+    let (runtime, mut taking, mut dropped) = (Handle::current(), Taking::default(), 0);
+    while let Some(at) = starts.next() {
         tokio::select! {
-            () = sleep_until(ready.min(self.end)) => {}
-            () = self.stop.stopped() => {}
+            () = sleep_until(load.start + at) => {}
+            () = load.stop.stopped() => {}
         }
+        if load.is_stopped() {
+            let elapsed = load.start.elapsed();
+            let due = std::iter::once(at).chain(starts).take_while(|at| *at < elapsed);
+            return (taking.end(due.count() as u64), dropped);
+        }
+        let n = taking.take(Instant::now());
+        dropped += u64::from(!arrive(load, &runtime, n, at));
     }
-
-    /// One arrival of an open workload.
-    async fn arrival(self: Arc<Self>, n: u64, intended: Duration) {
-        if self.abandoned.load(Relaxed) {
-            // The phase ended before the runtime got round to this arrival: it stays in flight.
-            return;
-        }
-        let mut service = self.service.clone();
-        let (step, request) = self.plan.scenario.draw(&mut self.stream(n));
-        let mut probe = self.probes.probe();
-        self.send(&mut service, step, request, self.start + intended, &mut probe).await;
-    }
-
-    /// Sends a request that was due at `intended`, and keeps its record. Returns when the answer was in.
-    async fn send(
-        &self,
-        service: &mut S,
-        step: usize,
-        mut request: Request<Bytes>,
-        intended: Instant,
-        probe: &mut Probe,
-    ) -> Instant {
-        equip(&mut request, &self.plan, probe);
-        let dispatched = Instant::now();
-        let mut answer = exchange(service, request, dispatched, self.plan.timeout).await;
-        let received = Instant::now();
-        // A service that blocked its thread answered in one poll, and no timer could interrupt it; its
-        // client has given up all the same.
-        let service_time = received.saturating_duration_since(dispatched);
-        if service_time > self.plan.timeout {
-            answer.outcome = ClientOutcome::Timeout;
-        }
-        let sample = Sample {
-            step: step as u32,
-            intended: intended.saturating_duration_since(self.start),
-            lag: dispatched.saturating_duration_since(intended),
-            service_time,
-            answer,
-            server: probe.record().map(ServerView::from),
-        };
-        probe.renew();
-        if let Some(batch) = self.sink.push(sample) {
-            self.tally.lock().absorb(&batch, self.probes.answered_by());
-        }
-        self.sink.finished();
-        received
-    }
+    (taking.end(0), dropped)
 }
 
-impl<S> fmt::Debug for Load<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Load").field("plan", &self.plan.name).finish_non_exhaustive()
+/// Sends an arrival, unless too many requests are in flight.
+fn arrive<S: InProcess>(load: &Arc<Load<S>>, runtime: &Handle, n: u64, intended: Duration) -> bool {
+    // Only one pacer sends, so the count can be too high but never too low.
+    if load.sink.in_flight() >= load.plan.max_in_flight as u64 {
+        load.tally.lock().drop_arrival(intended);
+        return false;
     }
+    load.sink.sent();
+    runtime.spawn(load.clone().arrival(n, intended));
+    true
+}
+
+/// No request is sent from now on, and what ends later is no part of the rate.
+fn end_sending<S: InProcess>(load: &Load<S>, stage: &StageCell) -> Instant {
+    let ended = Instant::now();
+    stage.set(Stage::Drain);
+    load.tally.lock().end_at(ended.saturating_duration_since(load.start));
+    ended
 }
 
 /// The stage of a phase, as the collector shows it.
@@ -424,12 +518,17 @@ impl StageCell {
     }
 }
 
-/// A thread that turns samples into distributions, watches the process, and tells how things go. It is
-/// no task, so that a busy runtime cannot hold it up.
+/// Turns samples into distributions, watches the process, and tells how things go. On a thread of its own, so
+/// that a busy runtime cannot hold it up; as a task where time is virtual, because no other thread knows that.
 struct Collector {
     stage: StageCell,
     done: Arc<AtomicBool>,
-    thread: thread::JoinHandle<Vec<ResourceRow>>,
+    worker: Worker,
+}
+
+enum Worker {
+    Thread(thread::JoinHandle<Vec<ResourceRow>>),
+    Task(AbortOnDrop<Vec<ResourceRow>>),
 }
 
 impl Collector {
@@ -440,59 +539,103 @@ impl Collector {
     ) -> io::Result<Self> {
         let cell = StageCell(Arc::new(AtomicU8::new(stage as u8)));
         let done = Arc::new(AtomicBool::new(false));
-        let thread = thread::Builder::new().name("parallax-collector".to_owned()).spawn({
-            let (stage, done) = (cell.clone(), done.clone());
-            move || collect(&load, &stage, &done, observer.as_ref())
-        })?;
-        Ok(Self { stage: cell, done, thread })
+        let virtual_time = load.plan.virtual_time;
+        let mut collecting = Collecting::new(load, cell.clone(), done.clone(), observer);
+        let worker = if virtual_time {
+            Worker::Task(AbortOnDrop(tokio::spawn(async move {
+                while !collecting.pass() {
+                    sleep(collecting.slot).await;
+                }
+                collecting.resources
+            })))
+        } else {
+            let thread = thread::Builder::new().name("parallax-collector".to_owned());
+            Worker::Thread(thread.spawn(move || {
+                while !collecting.pass() {
+                    thread::park_timeout(COLLECT_EVERY);
+                }
+                collecting.resources
+            })?)
+        };
+        Ok(Self { stage: cell, done, worker })
     }
 
     /// Collects what is left, and ends.
     async fn finish(self) -> Vec<ResourceRow> {
         self.done.store(true, Relaxed);
-        self.thread.thread().unpark();
-        // Its last pass takes milliseconds, but they belong to no worker of the service's runtime.
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        joined.ok().and_then(Result::ok).unwrap_or_default()
+        match self.worker {
+            Worker::Thread(thread) => {
+                thread.thread().unpark();
+                // Its last pass takes milliseconds, but they belong to no worker of the service's runtime.
+                let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+                joined.ok().and_then(Result::ok).unwrap_or_default()
+            }
+            Worker::Task(mut task) => (&mut task.0).await.unwrap_or_default(),
+        }
     }
 }
 
-fn collect<S>(
-    load: &Load<S>,
-    stage: &StageCell,
-    done: &AtomicBool,
-    observer: Option<&Observer>,
-) -> Vec<ResourceRow> {
-    let mut spare = Vec::new();
-    let mut resources = Vec::new();
-    let slot = load.tally.lock().timeline.width();
-    let mut next_row = load.start;
-    let mut live = Live::new(load.start);
-    loop {
+/// The collector at work.
+struct Collecting<S> {
+    load: Arc<Load<S>>,
+    stage: StageCell,
+    done: Arc<AtomicBool>,
+    observer: Option<Observer>,
+    spare: Vec<Sample>,
+    resources: Vec<ResourceRow>,
+    slot: Duration,
+    next_row: Instant,
+    live: Live,
+}
+
+impl<S> Collecting<S> {
+    fn new(
+        load: Arc<Load<S>>,
+        stage: StageCell,
+        done: Arc<AtomicBool>,
+        observer: Option<Observer>,
+    ) -> Self {
+        Self {
+            stage,
+            done,
+            observer,
+            spare: Vec::new(),
+            resources: Vec::new(),
+            slot: slot_of(&load),
+            next_row: load.start,
+            live: Live::new(load.start),
+            load,
+        }
+    }
+
+    /// Collects what there is. True if that was the last time.
+    fn pass(&mut self) -> bool {
+        let load = &self.load;
         // Read before the pass: what is pushed before the flag is set is collected.
-        let last = done.load(Relaxed) || load.abandoned.load(Relaxed);
-        load.sink.drain(&mut spare, |samples| {
+        let last = self.done.load(Relaxed) || load.abandoned.load(Relaxed);
+        load.sink.drain(&mut self.spare, |samples| {
             load.tally.lock().absorb(samples, load.probes.answered_by());
         });
         let now = Instant::now();
-        if now >= next_row || last {
-            next_row = now + slot;
+        if now >= self.next_row || last {
+            self.next_row = now + self.slot;
             let usage = ProcessUsage::now();
-            resources.push(ResourceRow {
+            self.resources.push(ResourceRow {
                 at_s: now.saturating_duration_since(load.start).as_secs_f64(),
                 rss_bytes: usage.rss_bytes,
                 cpu_s: usage.cpu.map(|cpu| cpu.as_secs_f64()),
                 in_flight: load.sink.in_flight(),
             });
         }
-        if let Some(observer) = observer {
-            live.tell(load, stage.get(), now, last, observer);
+        if let Some(observer) = &self.observer {
+            self.live.tell(load, self.stage.get(), now, last, observer);
         }
-        if last {
-            return resources;
-        }
-        thread::park_timeout(COLLECT_EVERY);
+        last
     }
+}
+
+fn slot_of<S>(load: &Load<S>) -> Duration {
+    load.tally.lock().timeline.width()
 }
 
 /// What the live display shows of the last second.

@@ -73,6 +73,8 @@ pub(crate) struct Sink {
 #[repr(align(128))]
 struct Shard {
     sent: AtomicU64,
+    /// Of those, the ones that were not after all.
+    unsent: AtomicU64,
     finished: AtomicU64,
     samples: Mutex<Vec<Sample>>,
 }
@@ -90,6 +92,13 @@ impl Sink {
     /// Counts a request as handed to the target.
     pub(crate) fn sent(&self) {
         self.shard().sent.fetch_add(1, Relaxed);
+    }
+
+    /// Takes a request back that was counted as handed to the target and never was.
+    pub(crate) fn unsent(&self) {
+        let shard = self.shard();
+        shard.unsent.fetch_add(1, Relaxed);
+        shard.finished.fetch_add(1, Release);
     }
 
     /// Adds a finished request. Returns a batch for the collector if the shard is full.
@@ -117,6 +126,15 @@ impl Sink {
 
     /// Requests handed to the target so far.
     pub(crate) fn total_sent(&self) -> u64 {
+        self.total_begun() - self.total_unsent()
+    }
+
+    /// Requests that were taken back.
+    pub(crate) fn total_unsent(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.unsent.load(Relaxed)).sum()
+    }
+
+    fn total_begun(&self) -> u64 {
         self.shards.iter().map(|shard| shard.sent.load(Relaxed)).sum()
     }
 
@@ -125,7 +143,7 @@ impl Sink {
         // Finished first: in between, requests can only be sent. Whoever sees one finished sees what the
         // layer counted of it.
         let finished: u64 = self.shards.iter().map(|shard| shard.finished.load(Acquire)).sum();
-        self.total_sent().saturating_sub(finished)
+        self.total_begun().saturating_sub(finished)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is driven, and how one request to it is carried out.
 
 use std::{
+    any::Any,
     error::Error,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,13 +10,16 @@ use std::{
 };
 
 use axum::body::Body as AxumBody;
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{Request, Response};
 use http_body::Body;
 use tokio::time::{Duration, Instant, timeout_at};
 use tower_service::Service;
 
-use crate::outcome::ClientOutcome;
+use crate::{outcome::ClientOutcome, session::Reply};
+
+/// Bytes of a body that a flow gets to see.
+const MAX_KEPT: usize = 16 << 20;
 
 /// A tower service that can be driven in process: an axum `Router`, or whatever takes axum's body.
 pub trait InProcess:
@@ -51,15 +55,25 @@ pub(crate) struct Answer {
     pub(crate) bytes: u64,
     /// 503 is a server error, and a rejection too: load shedders answer with it.
     pub(crate) shed: bool,
+    /// It panicked because its runtime has no I/O.
+    pub(crate) io_refused: bool,
 }
 
 impl Answer {
-    fn without_response(outcome: ClientOutcome) -> Self {
-        Self { outcome, bytes: 0, shed: false }
+    /// What it says is not what was required.
+    pub(crate) fn fail_check(&mut self) {
+        if self.outcome == ClientOutcome::Ok {
+            self.outcome = ClientOutcome::CheckFailed;
+        }
+    }
+
+    pub(crate) fn without_response(outcome: ClientOutcome) -> Self {
+        Self { outcome, bytes: 0, shed: false, io_refused: false }
     }
 }
 
-/// Sends one request into the service and drains the answer, for at most `timeout` from `dispatched`.
+/// Sends one request into the service and drains the answer, for at most `timeout` from `dispatched`; into `reply`
+/// if there is one.
 ///
 /// A panic of the service is caught: it ends the request, not the run.
 pub(crate) async fn exchange<S: InProcess>(
@@ -67,8 +81,9 @@ pub(crate) async fn exchange<S: InProcess>(
     request: Request<Bytes>,
     dispatched: Instant,
     timeout: Duration,
+    reply: Option<&mut Reply>,
 ) -> Answer {
-    let mut exchange = pin!(catch_panic(drive(service, request)));
+    let mut exchange = pin!(catch_panic(drive(service, request, reply)));
     // Most answers are there at the first poll: those pay for no timer.
     let first = poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await;
     match first {
@@ -79,7 +94,11 @@ pub(crate) async fn exchange<S: InProcess>(
     }
 }
 
-async fn drive<S: InProcess>(service: &mut S, request: Request<Bytes>) -> Answer {
+async fn drive<S: InProcess>(
+    service: &mut S,
+    request: Request<Bytes>,
+    reply: Option<&mut Reply>,
+) -> Answer {
     let request = request.map(|body| {
         // An empty axum body costs no allocation, a full one does.
         if body.is_empty() { AxumBody::empty() } else { AxumBody::from(body) }
@@ -95,18 +114,30 @@ async fn drive<S: InProcess>(service: &mut S, request: Request<Bytes>) -> Answer
         outcome: ClientOutcome::of_status(head.status),
         bytes: 0,
         shed: head.status == http::StatusCode::SERVICE_UNAVAILABLE,
+        io_refused: false,
     };
     let mut body = pin!(body);
+    let mut kept = reply.is_some().then(BytesMut::new);
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         match frame {
             Ok(frame) => {
-                answer.bytes += frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                let Ok(mut data) = frame.into_data() else { continue };
+                answer.bytes += data.remaining() as u64;
+                if let Some(kept) = &mut kept {
+                    let room = MAX_KEPT.saturating_sub(kept.len());
+                    kept.put((&mut data).take(room));
+                }
             }
             Err(_) => {
                 answer.outcome = ClientOutcome::TransportError;
                 break;
             }
         }
+    }
+    if let (Some(reply), Some(kept)) = (reply, kept) {
+        reply.status = head.status;
+        reply.headers = head.headers;
+        reply.body = kept.freeze();
     }
     answer
 }
@@ -115,8 +146,17 @@ async fn catch_panic(exchange: impl Future<Output = Answer>) -> Answer {
     let mut exchange = pin!(exchange);
     poll_fn(|cx| {
         // After a panic the future is dropped unpolled, so nobody sees a broken invariant of it.
-        catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx)))
-            .unwrap_or(Poll::Ready(Answer::without_response(ClientOutcome::Panicked)))
+        catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx))).unwrap_or_else(|panic| {
+            let answer = Answer::without_response(ClientOutcome::Panicked);
+            Poll::Ready(Answer { io_refused: lacks_io(&*panic), ..answer })
+        })
     })
     .await
+}
+
+/// Is this how tokio says that its runtime has no I/O?
+fn lacks_io(panic: &(dyn Any + Send)) -> bool {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.is_some_and(|text| text.contains("IO is disabled"))
 }

@@ -10,9 +10,9 @@ use crate::{
     plan::{Plan, Workload},
     render::{self, number},
     report::{
-        Attribution, ClientRoute, ClientView, Conservation, Environment, Latency, MemoryModel,
-        Pairs, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult,
-        TimelineRow, Validity, Verdict,
+        Attribution, ClientRoute, ClientView, Conservation, Environment, GeneratorView, Latency,
+        MemoryModel, Pairs, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation,
+        ThresholdResult, TimelineRow, Validity, Verdict,
     },
     runner::{DRAIN_GRACE, Findings, unix_seconds},
     statistics::{self, Estimate, Window},
@@ -83,6 +83,8 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         },
         attribution: attribute(&total, perf, plan.seed),
         conservation,
+        checks: findings.checks.clone(),
+        generator: Some(generator_view(&findings)),
         thresholds,
         timeline: findings
             .tally
@@ -91,6 +93,20 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
             .map(|slot| timeline_row(&slot, findings.tally.timeline.width(), measured))
             .collect(),
         resources: findings.resources,
+    }
+}
+
+/// What the generator did and cost.
+fn generator_view(findings: &Findings) -> GeneratorView {
+    let used = findings.resources.iter().filter_map(|row| row.cpu_s);
+    let (first, last) = (used.clone().reduce(f64::min), used.reduce(f64::max));
+    let used = first.zip(last).map(|(first, last)| last - first).filter(|used| *used > 0.0);
+    let cost = findings.cost.map(|cost| cost.as_secs_f64());
+    let own = |cost: f64| cost * findings.sent as f64;
+    GeneratorView {
+        arrival_gap: findings.gaps.as_ref().map(latency),
+        ns_per_request: cost.map(|cost| cost * 1e9),
+        cpu_share: cost.zip(used).map(|(cost, used)| (own(cost) / used).min(1.0)),
     }
 }
 

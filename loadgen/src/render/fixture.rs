@@ -13,9 +13,9 @@ use crate::{
     memory,
     outcome::ClientOutcome,
     report::{
-        ClientOutcomes, ClientRoute, ClientView, Conservation, Environment, Latency, Model, Pairs,
-        PlanSummary, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation, ThresholdResult,
-        TimelineRow, Unit, Validity, Verdict,
+        Check, ClientOutcomes, ClientRoute, ClientView, Conservation, Environment, GeneratorView,
+        Latency, Model, Pairs, PlanSummary, Reason, Report, ResourceRow, Run, SCHEMA,
+        ServerConservation, ThresholdResult, TimelineRow, Unit, Validity, Verdict,
     },
     sink::{Sample, ServerView},
     statistics::{self, Estimate, Window},
@@ -128,6 +128,13 @@ pub(crate) fn hostile_and_empty() -> Report {
     run.name = hostile.to_owned();
     run.plan.transport = hostile.to_owned();
     run.plan.mix = vec![(hostile.to_owned(), 1)];
+    run.plan.tags = [(hostile.to_owned(), hostile.to_owned())].into();
+    run.checks = vec![Check {
+        name: hostile.to_owned(),
+        passed: 0,
+        failed: 1,
+        first_failure: Some(hostile.to_owned()),
+    }];
     run.validity.reasons = vec![Reason { rule: hostile.to_owned(), message: hostile.to_owned() }];
     run.server = None;
     run.conservation = Conservation::default();
@@ -214,7 +221,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                     intended: Duration::from_secs_f64(MEASURED_S).mul_f64(i as f64 / n as f64),
                     lag: micros(late),
                     service_time: micros(service),
-                    answer: Answer { outcome: ClientOutcome::Ok, bytes: 420, shed: false },
+                    answer: Answer { bytes: 420, ..Answer::without_response(ClientOutcome::Ok) },
                     server: Some(ServerView {
                         route: 0,
                         first_byte: None,
@@ -227,7 +234,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                         handler: micros(0.6 * handler),
                     }),
                 },
-                Duration::from_secs_f64(MEASURED_S),
+                Duration::from_secs_f64(MEASURED_S / 40.0),
             );
         }
         let (method, template) = route.split_once(' ').expect("a method and a template");
@@ -302,13 +309,33 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             p99_us: window.ok.summary().p99_us,
         })
         .collect();
+    let mut gap = LatencyHistogram::new();
+    for n in 0..3_000 {
+        gap.record(Duration::from_nanos(90_000 + n * 7 % 20_000));
+    }
     Run {
+        checks: vec![Check {
+            name: "the entity has a name".to_owned(),
+            passed: total - 3,
+            failed: 3,
+            first_failure: Some("the answer has nothing at \"/name\"".to_owned()),
+        }],
+        generator: Some(GeneratorView {
+            arrival_gap: (!closed).then(|| latency(&gap)),
+            ns_per_request: Some(412.5),
+            cpu_share: Some(0.043),
+        }),
         name: name.to_owned(),
         plan: PlanSummary {
             model,
             users: closed.then_some(1_000),
             rate: (!closed).then_some(10_000.0),
+            arrivals: (!closed).then(|| "constant".to_owned()),
+            stages: Vec::new(),
+            requests: None,
             think_time_s: closed.then_some(0.0),
+            random_think_time: false,
+            pacing_s: None,
             warmup_s: 1.0,
             duration_s: MEASURED_S,
             max_in_flight: 4_096,
@@ -323,6 +350,10 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                 ("interactions".to_owned(), 1),
             ],
             bypasses_limiter: true,
+            pacer: "precise".to_owned(),
+            topology: "shared".to_owned(),
+            virtual_time: false,
+            tags: [("build".to_owned(), "4711".to_owned())].into(),
         },
         started_at_unix_s: 1_790_000_001.5,
         measured_s: MEASURED_S,

@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use parallax_middleware::samples_needed;
 
 use super::{
-    backends, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
+    backends, cost_in_words, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
     plot::{self, Limit, Series},
     route_views, unsupported, why,
 };
@@ -210,6 +210,9 @@ fn views(run: &Run) -> Markup {
                     @for route in &client.routes { (route_block(route)) }
                     tr { th colspan="8" { "The generator" } }
                     (latency_row("lag", &client.lag, false))
+                    @if let Some(gap) = run.generator.as_ref().and_then(|g| g.arrival_gap.as_ref()) {
+                        (latency_row("arrival gap", gap, false))
+                    }
                     @for (name, latency) in [("rejections", &client.limited), ("failures", &client.failed)] {
                         @if latency.summary.count > 0 { (latency_row(name, latency, false)) }
                     }
@@ -220,6 +223,26 @@ fn views(run: &Run) -> Markup {
             "Response time: intended start to drained body. Service time: the same from the dispatch. "
             "Server time: entry into the layer to end of the body. Outside: service time less server "
             "time of the same request. Successes only."
+            @if let Some(cost) = run.generator.as_ref().and_then(cost_in_words) {
+                " The generator took " (cost) "."
+            }
+        }
+        @if !run.checks.is_empty() {
+            div.scroll {
+                table {
+                    thead { tr { th.text { "check" } th { "held" } th { "failed" } th.text { "first failure" } } }
+                    tbody {
+                        @for check in &run.checks {
+                            tr {
+                                td.text { (check.name) }
+                                td { (number::count(check.passed)) }
+                                td { (number::count(check.failed)) }
+                                td.text { (check.first_failure.as_deref().unwrap_or_default()) }
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -21,7 +21,8 @@ use std::collections::BTreeMap;
 use parallax_middleware::{PerfView, RefusedTokens};
 
 use crate::report::{
-    Attribution, ClientRoute, Latency, Model, PlanSummary, Report, ThresholdResult, Verdict,
+    Attribution, ClientRoute, GeneratorView, Latency, Model, PlanSummary, Report, ThresholdResult,
+    Verdict,
 };
 
 /// Every requirement of a report, those of the whole first; what the whole repeats of a run counts once.
@@ -114,33 +115,85 @@ fn stopped(text: &str) -> String {
 
 /// A plan in a sentence.
 fn plan_in_words(plan: &PlanSummary) -> String {
+    let mut words = vec![load_in_words(plan)];
+    words.push(format!(
+        "{} after {} of warm-up",
+        plan.requests.map_or_else(
+            || number::seconds(plan.duration_s),
+            |requests| {
+                let within = number::seconds(plan.duration_s);
+                format!("{} requests within {within}", number::count(requests))
+            }
+        ),
+        number::seconds(plan.warmup_s)
+    ));
+    words.push(format!(
+        "at most {} in flight, timeout {}",
+        number::count(plan.max_in_flight as u64),
+        number::seconds(plan.timeout_s)
+    ));
+    words.push(format!("{} transport", plan.transport));
+    if plan.virtual_time {
+        words.push("virtual time".to_owned());
+    } else {
+        if plan.pacer == "coarse" {
+            words.push("paced by the runtime's timer".to_owned());
+        }
+        if plan.topology == "split" {
+            words.push("the generator on a runtime of its own".to_owned());
+        }
+    }
+    words.push(format!("seed {}", plan.seed));
+    words.extend(plan.tags.iter().map(|(name, value)| format!("{name}: {value}")));
+    words.join("; ")
+}
+
+fn load_in_words(plan: &PlanSummary) -> String {
+    let most = if plan.stages.is_empty() { "" } else { "up to " };
     let load = match plan.model {
         Model::Closed => {
             let users = number::count(plan.users.unwrap_or(0) as u64);
+            let mut habits = Vec::new();
             match plan.think_time_s {
                 Some(pause) if pause > 0.0 => {
-                    format!(
-                        "{users} users, each pausing {} after its answer",
-                        number::seconds(pause)
-                    )
+                    let random = if plan.random_think_time { " on average" } else { "" };
+                    let pause = number::seconds(pause);
+                    habits.push(format!("each pausing {pause}{random} after its answer"));
                 }
-                _ => format!("{users} users, each waiting for its answer"),
+                _ => habits.push("each waiting for its answer".to_owned()),
             }
+            if let Some(pacing) = plan.pacing_s {
+                habits.push(format!("asking every {} at most", number::seconds(pacing)));
+            }
+            format!("{most}{users} users, {}", habits.join(", "))
         }
-        Model::Open => format!(
-            "{} arrivals a second, whether answered or not",
-            number::plain(plan.rate.unwrap_or(0.0))
-        ),
+        Model::Open => {
+            let rate = number::plain(plan.rate.unwrap_or(0.0));
+            let how = match plan.arrivals.as_deref() {
+                Some("poisson") => " at random",
+                Some("replay") => " on average, as they were recorded",
+                _ => "",
+            };
+            format!("{most}{rate} arrivals a second{how}, whether answered or not")
+        }
     };
-    format!(
-        "{load}; {} after {} of warm-up; at most {} in flight, timeout {}; {} transport; seed {}",
-        number::seconds(plan.duration_s),
-        number::seconds(plan.warmup_s),
-        number::count(plan.max_in_flight as u64),
-        number::seconds(plan.timeout_s),
-        plan.transport,
-        plan.seed
-    )
+    if plan.stages.is_empty() {
+        return load;
+    }
+    let stage = |(seconds, level): &(f64, f64)| {
+        format!("{} to {}", number::seconds(*seconds), number::plain(*level))
+    };
+    let stages: Vec<_> = plan.stages.iter().map(stage).collect();
+    format!("{load}; in stages: {}", stages.join(", "))
+}
+
+/// What the generator itself cost, in a sentence.
+fn cost_in_words(generator: &GeneratorView) -> Option<String> {
+    let cost = number::duration(generator.ns_per_request? / 1e3);
+    let share = generator.cpu_share.map_or_else(String::new, |share| {
+        format!(", {} of the processor time that was used", number::share(share))
+    });
+    Some(format!("{cost} of its own for a request{share}"))
 }
 
 /// The requests of a plan and their weights, and how the load fares at the limiter.

@@ -6,12 +6,12 @@ use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
 use super::{
-    backends, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words, route_views,
-    unsupported, why,
+    backends, cost_in_words, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
+    route_views, unsupported, why,
 };
 use crate::report::{
-    Attribution, ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run, ThresholdResult,
-    TimelineRow, Unit, Verdict,
+    Attribution, Check, ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run,
+    ThresholdResult, TimelineRow, Unit, Verdict,
 };
 
 /// How a text is dressed.
@@ -154,11 +154,20 @@ impl Page {
         self.out.push('\n');
         self.painted(BOLD, "  the generator");
         self.latency("lag", &client.lag);
+        if let Some(generator) = &run.generator {
+            if let Some(gap) = &generator.arrival_gap {
+                self.latency("arrival gap", gap);
+            }
+            if let Some(cost) = cost_in_words(generator) {
+                self.wrapped(4, DIM, &cost);
+            }
+        }
         for (name, latency) in [("rejections", &client.limited), ("failures", &client.failed)] {
             if latency.summary.count > 0 {
                 self.latency(name, latency);
             }
         }
+        self.checks(&run.checks);
         self.attribution(run);
         self.over_time(&run.timeline);
         self.conservation(&run.conservation);
@@ -219,6 +228,22 @@ impl Page {
         .map(|us| us.map_or_else(|| cell("n/a"), |us| cell(&number::duration(us))))
         .collect();
         self.line(&format!("{label}{figures}"));
+    }
+
+    fn checks(&mut self, checks: &[Check]) {
+        if checks.is_empty() {
+            return;
+        }
+        self.painted(BOLD, "  checks");
+        for check in checks {
+            let total = number::count(check.passed + check.failed);
+            let counts = format!("{} of {total} held", number::count(check.passed));
+            let style = if check.failed == 0 { PLAIN } else { verdict_style(Verdict::Fail) };
+            self.wrapped(4, style, &format!("{}: {counts}", check.name));
+            if let Some(failure) = &check.first_failure {
+                self.wrapped(6, DIM, &format!("first failure: {failure}"));
+            }
+        }
     }
 
     /// The share of each part of the response times around each quantile, and what is shown to dominate.

@@ -1,0 +1,430 @@
+//! The load of one phase: what users and arrivals do until it ends.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::Request;
+use parallax_middleware::{LoadMark, Probe, ProbeSource};
+use tokio::{
+    runtime::Handle,
+    task::coop::consume_budget,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    alarm::AlarmClock,
+    checks::Checks,
+    collector::SharedTally,
+    outcome::ClientOutcome,
+    plan::{Plan, Workload},
+    progress::Stage,
+    scenario::{Drawn, Flow, LoadRng, stream},
+    session::{Client, FlowError, Reply, Session, State},
+    sink::{Sample, ServerView, Sink},
+    stop::Stop,
+    target::{Answer, InProcess, exchange},
+    virtual_time::Watch,
+};
+
+/// What the tasks of a phase share.
+pub(crate) struct Load<S> {
+    pub(crate) service: S,
+    pub(crate) plan: Arc<Plan>,
+    /// The plan's, or that of its warm-up.
+    pub(crate) workload: Workload,
+    pub(crate) probes: ProbeSource,
+    pub(crate) stop: Stop,
+    pub(crate) sink: Sink,
+    pub(crate) tally: SharedTally,
+    pub(crate) checks: Checks,
+    pub(crate) timer: Timer,
+    /// The service's runtime, if the generator has another.
+    pub(crate) host: Option<Handle>,
+    /// Where time is virtual.
+    pub(crate) watch: Option<Watch>,
+    /// What the setup left for every session.
+    pub(crate) values: BTreeMap<String, String>,
+    pub(crate) start: Instant,
+    /// No request is due at this moment or later.
+    pub(crate) end: Instant,
+    /// Requests that may still be sent, if their number is fixed.
+    pub(crate) tickets: Option<AtomicU64>,
+    /// Nobody waits for the phase any more: its threads must end.
+    pub(crate) abandoned: AtomicBool,
+    pub(crate) stage: Stage,
+}
+
+/// Waits until a request is due.
+#[derive(Debug)]
+pub(crate) enum Timer {
+    Precise(AlarmClock),
+    /// The runtime's, which keeps whole milliseconds.
+    Runtime,
+}
+
+impl Timer {
+    async fn wait_until(&self, due: Instant) {
+        match self {
+            Self::Precise(clock) => clock.at(due).await,
+            Self::Runtime => sleep_until(due).await,
+        }
+    }
+}
+
+/// What a task needs to send: its own handle on the service, and a probe that it uses again and again.
+pub(crate) struct Sender<S> {
+    service: S,
+    probe: Probe,
+}
+
+impl<S: InProcess> Load<S> {
+    pub(crate) fn sender(&self) -> Sender<S> {
+        Sender { service: self.service.clone(), probe: self.probes.probe() }
+    }
+
+    /// The random choices of user or arrival `n`. The warm-up makes others than what is measured: it must
+    /// not warm just those entries of a cache that are asked for next.
+    pub(crate) fn stream(&self, n: u64) -> LoadRng {
+        let stage = match self.stage {
+            Stage::WarmUp => "warm-up",
+            Stage::Measure | Stage::Drain => "measure",
+        };
+        stream(self.plan.seed, &[&self.plan.name, stage].concat(), n)
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.is_stopped() || self.abandoned.load(Relaxed)
+    }
+
+    fn is_over(&self, ready: Instant) -> bool {
+        ready >= self.end || self.is_stopped()
+    }
+
+    /// May one more request be sent?
+    fn take_ticket(&self) -> bool {
+        let one_less = |left: u64| left.checked_sub(1);
+        self.tickets
+            .as_ref()
+            .is_none_or(|left| left.fetch_update(SeqCst, Relaxed, one_less).is_ok())
+    }
+
+    /// One user: asks, waits for the answer, thinks, and asks again, whenever it is there.
+    pub(crate) async fn user(self: Arc<Self>, user: u64) {
+        let Workload::Closed { users, pause, pacing } = &self.workload else { return };
+        let mut random = self.stream(user);
+        let mut sender = self.sender();
+        let population = users.peak().max(1.0);
+        for (from, to) in users.above(user as f64) {
+            let leaves = (self.start + to).min(self.end);
+            // A user is ready when it comes, and when it has thought. Those who are there from the beginning begin
+            // in the middle of a thought, each at another point of it: in step they would come in waves.
+            let mut ready = self.start + from;
+            if from.is_zero() {
+                ready +=
+                    pause.mean().max(pacing.unwrap_or_default()).mul_f64(user as f64 / population);
+            }
+            self.wait_until(ready).await;
+            if ready == self.start {
+                ready = Instant::now();
+            }
+            while ready < leaves && !self.is_over(ready) {
+                let began = ready;
+                let (step, drawn) = self.plan.scenario.draw(&mut random);
+                let received = match drawn {
+                    Drawn::Request(request) => {
+                        if !self.take_ticket() {
+                            return;
+                        }
+                        self.sink.sent();
+                        self.send(&mut sender, step, request, ready).await
+                    }
+                    Drawn::Flow(flow) => {
+                        let random = stream(rand::RngExt::random(&mut random), "flow", 0);
+                        match self.clone().iterate(flow, random, ready, false).await {
+                            Some(received) => received,
+                            // It has sent nothing, because nothing may be sent any more, or for no reason: then
+                            // it must not spin.
+                            None => Instant::now().max(ready + Duration::from_millis(1)),
+                        }
+                    }
+                };
+                ready = received + pause.draw(&mut random);
+                if let Some(pacing) = pacing {
+                    ready = ready.max(began + *pacing);
+                }
+                if ready == received {
+                    // A service that never waits would otherwise keep this worker for itself.
+                    consume_budget().await;
+                } else {
+                    self.wait_until(ready.min(leaves)).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until `due`, or until the load is over.
+    async fn wait_until(&self, due: Instant) {
+        let due = due.min(self.end);
+        if due <= Instant::now() {
+            return;
+        }
+        tokio::select! {
+            () = self.timer.wait_until(due) => {}
+            () = self.stop.stopped() => {}
+        }
+    }
+
+    /// One arrival of an open workload, whose first request counts as sent already.
+    pub(crate) async fn arrival(self: Arc<Self>, n: u64, intended: Duration) {
+        if self.abandoned.load(Relaxed) {
+            // The phase ended before the runtime got round to this arrival: it stays in flight.
+            return;
+        }
+        let ready = self.start + intended;
+        let mut random = self.stream(n);
+        let (step, drawn) = self.plan.scenario.draw(&mut random);
+        match drawn {
+            Drawn::Request(request) => {
+                self.send(&mut self.sender(), step, request, ready).await;
+            }
+            Drawn::Flow(flow) => {
+                if self.clone().iterate(flow, random, ready, true).await.is_none() {
+                    self.sink.unsent();
+                }
+            }
+        }
+    }
+
+    /// Goes through a flow once. Returns when its last answer was in; `None` if it has sent nothing.
+    pub(crate) async fn iterate(
+        self: Arc<Self>,
+        flow: &Flow,
+        random: LoadRng,
+        ready: Instant,
+        first_counts: bool,
+    ) -> Option<Instant> {
+        let state = State::new(self.values.clone());
+        let ended = Arc::new(EndOfFlow::default());
+        let client = FlowClient {
+            sender: self.sender(),
+            load: self.clone(),
+            first_counts,
+            ended: ended.clone(),
+        };
+        let result = flow(Session::new(Box::new(client), ready, random, state.clone())).await;
+        let mut last = state.pending().take();
+        if let Err(error) = &result
+            && let Some(reason) = error.uncounted()
+        {
+            self.checks.count("the flow goes on", Some(&reason));
+            if let Some(sample) = &mut last {
+                sample.answer.fail_check();
+            }
+        }
+        if let Some(sample) = last {
+            self.keep(sample);
+        }
+        let ns = ended.last_received.load(Relaxed);
+        (ns > 0).then(|| self.start + Duration::from_nanos(ns - 1))
+    }
+
+    /// Runs a flow that counts in no figure; what it set.
+    pub(crate) async fn run_aside(
+        self: Arc<Self>,
+        flow: &Flow,
+    ) -> Result<BTreeMap<String, String>, FlowError> {
+        let state = State::new(self.values.clone());
+        let client = FlowClient {
+            sender: self.sender(),
+            load: self.clone(),
+            first_counts: false,
+            ended: Arc::default(),
+        };
+        let random = stream(self.plan.seed, "aside", 0);
+        flow(Session::new(Box::new(client), Instant::now(), random, state.clone())).await?;
+        let values = std::mem::take(&mut *state.values());
+        Ok(values)
+    }
+
+    /// Sends a request that was due at `intended`, and keeps its record. Returns when the answer was in.
+    pub(crate) async fn send(
+        &self,
+        sender: &mut Sender<S>,
+        step: u32,
+        request: Request<Bytes>,
+        intended: Instant,
+    ) -> Instant {
+        let (sample, received) = self.carry_out(sender, step, request, intended, None).await;
+        self.keep(sample);
+        received
+    }
+
+    async fn carry_out(
+        &self,
+        sender: &mut Sender<S>,
+        step: u32,
+        mut request: Request<Bytes>,
+        intended: Instant,
+        reply: Option<&mut Reply>,
+    ) -> (Sample, Instant) {
+        equip(&mut request, &self.plan, &sender.probe);
+        let timeout = self.plan.timeout;
+        let dispatched = Instant::now();
+        let mut answer = match &self.host {
+            None => match &self.watch {
+                None => exchange(&mut sender.service, request, dispatched, timeout, reply).await,
+                // A task of its own weight, which no run in real time has to carry.
+                Some(watch) => {
+                    let service = &mut sender.service;
+                    let exchange = exchange(service, request, dispatched, timeout, reply);
+                    Box::pin(watch.over(exchange)).await
+                }
+            },
+            Some(host) => self.hand_over(host, &sender.service, request, dispatched, reply).await,
+        };
+        let received = Instant::now();
+        // A service that blocked its thread answered in one poll, and no timer could interrupt it; its
+        // client has given up all the same.
+        let service_time = received.saturating_duration_since(dispatched);
+        if let Some(watch) = &self.watch
+            && answer.io_refused
+        {
+            watch.see_outside();
+        }
+        if service_time > timeout {
+            answer.outcome = ClientOutcome::Timeout;
+        }
+        let sample = Sample {
+            step,
+            intended: intended.saturating_duration_since(self.start),
+            lag: dispatched.saturating_duration_since(intended),
+            service_time,
+            answer,
+            server: sender.probe.record().map(ServerView::from),
+        };
+        sender.probe.renew();
+        (sample, received)
+    }
+
+    /// Has the service's runtime carry a request out.
+    async fn hand_over(
+        &self,
+        host: &Handle,
+        service: &S,
+        request: Request<Bytes>,
+        dispatched: Instant,
+        reply: Option<&mut Reply>,
+    ) -> Answer {
+        let (mut service, timeout) = (service.clone(), self.plan.timeout);
+        let wanted = reply.is_some();
+        let task = host.spawn(async move {
+            let mut kept = wanted.then(|| Reply::none(dispatched));
+            let answer = exchange(&mut service, request, dispatched, timeout, kept.as_mut()).await;
+            (answer, kept)
+        });
+        match task.await {
+            Ok((answer, kept)) => {
+                if let (Some(reply), Some(kept)) = (reply, kept) {
+                    *reply = kept;
+                }
+                answer
+            }
+            // The service's runtime is gone.
+            Err(_) => Answer::without_response(ClientOutcome::TransportError),
+        }
+    }
+
+    fn keep(&self, sample: Sample) {
+        if let Some(batch) = self.sink.push(sample) {
+            self.tally.lock().absorb(&batch, self.probes.answered_by());
+        }
+        self.sink.finished();
+    }
+}
+
+pub(crate) fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {
+    let mark = LoadMark::new().paired(probe.clone());
+    let mark = if plan.pass_limiter { mark.past_limiter() } else { mark };
+    request.extensions_mut().insert(mark);
+}
+
+/// When the last answer of a flow was in: nanoseconds since the phase's start, and one; 0 if there was none.
+#[derive(Debug, Default)]
+struct EndOfFlow {
+    last_received: AtomicU64,
+}
+
+/// What a session sends through.
+struct FlowClient<S> {
+    load: Arc<Load<S>>,
+    sender: Sender<S>,
+    /// The first request has been counted as sent, by whoever let the iteration begin.
+    first_counts: bool,
+    ended: Arc<EndOfFlow>,
+}
+
+impl<S: InProcess> Client for FlowClient<S> {
+    fn send<'a>(
+        &'a mut self,
+        name: &'a str,
+        request: Request<Bytes>,
+        ready: Instant,
+    ) -> Pin<Box<dyn Future<Output = Option<(Sample, Reply)>> + Send + 'a>> {
+        Box::pin(async move {
+            let load = &self.load;
+            // What the pacer has counted is sent, also a moment after the end.
+            let counted = std::mem::take(&mut self.first_counts);
+            if !counted {
+                if load.is_over(ready) || !load.take_ticket() {
+                    return None;
+                }
+                load.sink.sent();
+            }
+            let step = load.plan.names.number(name);
+            let mut reply = Reply::none(ready);
+            let (sample, received) =
+                load.carry_out(&mut self.sender, step, request, ready, Some(&mut reply)).await;
+            reply.received = received;
+            let since = received.saturating_duration_since(load.start);
+            self.ended.last_received.store(since.as_nanos() as u64 + 1, Relaxed);
+            Some((sample, reply))
+        })
+    }
+
+    fn wait_until(&self, due: Instant) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.load.wait_until(due))
+    }
+
+    fn keep(&self, sample: Sample) {
+        self.load.keep(sample);
+    }
+
+    fn check(&self, name: &str, failure: Option<&dyn fmt::Display>) {
+        self.load.checks.count(name, failure);
+    }
+}
+
+impl<S> fmt::Debug for FlowClient<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlowClient").finish_non_exhaustive()
+    }
+}
+
+impl<S> fmt::Debug for Load<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Load").field("plan", &self.plan.name).finish_non_exhaustive()
+    }
+}

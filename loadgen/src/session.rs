@@ -1,0 +1,325 @@
+//! One iteration of a flow: requests one after the other, and what goes from one answer into the next.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{outcome::ClientOutcome, scenario::LoadRng, sink::Sample};
+
+/// One iteration of a [flow](crate::Scenario::flow).
+///
+/// Each answer's cookies go with the requests after it, of the same session.
+#[derive(Debug)]
+pub struct Session {
+    client: Box<dyn Client>,
+    /// When the next request is due.
+    ready: Instant,
+    random: LoadRng,
+    cookies: BTreeMap<String, String>,
+    state: Arc<State>,
+}
+
+/// What is left of a session once its flow is over.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// The last request: whether its answer passes the checks is not known before the next one.
+    pending: Mutex<Option<Sample>>,
+    values: Mutex<BTreeMap<String, String>>,
+}
+
+impl State {
+    pub(crate) fn new(values: BTreeMap<String, String>) -> Arc<Self> {
+        Arc::new(Self { values: Mutex::new(values), ..Self::default() })
+    }
+
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Option<Sample>> {
+        lock(&self.pending)
+    }
+
+    pub(crate) fn values(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        lock(&self.values)
+    }
+}
+
+/// What is under the locks is whole between two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The run's side of a session.
+pub(crate) trait Client: fmt::Debug + Send {
+    /// Sends a request that was due at `ready`; `None` if the run is over.
+    fn send<'a>(
+        &'a mut self,
+        name: &'a str,
+        request: Request<Bytes>,
+        ready: Instant,
+    ) -> Pin<Box<dyn Future<Output = Option<(Sample, Reply)>> + Send + 'a>>;
+
+    /// Waits until `due`, or until the run is over.
+    fn wait_until(&self, due: Instant) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Counts a request that has ended.
+    fn keep(&self, sample: Sample);
+
+    /// Counts a check.
+    fn check(&self, name: &str, failure: Option<&dyn fmt::Display>);
+}
+
+impl Session {
+    pub(crate) fn new(
+        client: Box<dyn Client>,
+        ready: Instant,
+        random: LoadRng,
+        state: Arc<State>,
+    ) -> Self {
+        Self { client, ready, random, cookies: BTreeMap::new(), state }
+    }
+
+    /// Sends a request and waits for the whole answer. `name` stands for it in reports where no layer answers.
+    ///
+    /// # Errors
+    /// If there was no answer (a timeout, a broken connection, a panic), which is counted as what it was; or if
+    /// the run is over. With `?` both end the iteration.
+    ///
+    /// # Cancel safety
+    /// A future that is dropped leaves its request unfinished: the run counts it as in flight.
+    pub async fn send(
+        &mut self,
+        name: &str,
+        mut request: Request<impl Into<Bytes>>,
+    ) -> Result<Reply, FlowError> {
+        self.keep_last();
+        if !self.cookies.is_empty()
+            && let Ok(cookies) = HeaderValue::try_from(
+                self.cookies
+                    .iter()
+                    .map(|(name, value)| format!("{name}={value}"))
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            )
+        {
+            request.headers_mut().entry(header::COOKIE).or_insert(cookies);
+        }
+        let request = request.map(Into::into);
+        let sent = self.client.send(name, request, self.ready).await;
+        let Some((sample, reply)) = sent else { return Err(FlowError(Failure::Over)) };
+        let answered = matches!(
+            sample.answer.outcome,
+            ClientOutcome::Ok
+                | ClientOutcome::ClientError
+                | ClientOutcome::Limited
+                | ClientOutcome::ServerError
+        );
+        *self.state.pending() = Some(sample);
+        self.ready = reply.received;
+        if !answered {
+            return Err(FlowError(Failure::NoAnswer));
+        }
+        self.take_cookies(&reply.headers);
+        Ok(reply)
+    }
+
+    /// Pauses, as a person who reads an answer does: the next request is due this long after the last answer.
+    /// Ends with the run, if that is sooner.
+    pub async fn pause(&mut self, pause: impl Into<crate::Pause>) {
+        self.keep_last();
+        self.ready += pause.into().draw(&mut self.random);
+        self.client.wait_until(self.ready).await;
+    }
+
+    /// Requires something of the last answer. If it does not hold, the request counts as `check_failed`; the
+    /// report has how often each check held. Returns `holds`.
+    pub fn check(&mut self, name: &str, holds: bool) -> bool {
+        let failure: Option<&dyn fmt::Display> = if holds { None } else { Some(&"") };
+        self.count_check(name, failure);
+        holds
+    }
+
+    /// Requires something of the last answer, like [`check`](Self::check), and says in the report what was wrong
+    /// the first time.
+    pub fn check_that<E: fmt::Display>(&mut self, name: &str, result: Result<(), E>) -> bool {
+        self.count_check(name, result.as_ref().err().map(|error| error as &dyn fmt::Display));
+        result.is_ok()
+    }
+
+    fn count_check(&mut self, name: &str, failure: Option<&dyn fmt::Display>) {
+        self.client.check(name, failure);
+        if failure.is_some()
+            && let Some(sample) = &mut *self.state.pending()
+        {
+            sample.answer.fail_check();
+        }
+    }
+
+    /// The source of randomness of this iteration: the same seed makes the same choices.
+    pub fn random(&mut self) -> &mut LoadRng {
+        &mut self.random
+    }
+
+    /// A value of the run's setup, or one that was set since.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.state.values().get(name).cloned()
+    }
+
+    /// Keeps a value: in a setup for all sessions, in a flow for the rest of it.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.state.values().insert(name.to_owned(), value.into());
+    }
+
+    /// The value of a cookie that an answer has set.
+    #[must_use]
+    pub fn cookie(&self, name: &str) -> Option<&str> {
+        self.cookies.get(name).map(String::as_str)
+    }
+
+    fn keep_last(&mut self) {
+        // Out of the lock first: what it is given to takes another.
+        let last = self.state.pending().take();
+        if let Some(sample) = last {
+            self.client.keep(sample);
+        }
+    }
+
+    /// One service is driven, so domain and path of a cookie do not matter; its end does.
+    fn take_cookies(&mut self, headers: &HeaderMap) {
+        for cookie in headers.get_all(header::SET_COOKIE) {
+            let Ok(cookie) = cookie.to_str() else { continue };
+            let mut parts = cookie.split(';').map(str::trim);
+            let Some((name, value)) = parts.next().and_then(|pair| pair.split_once('=')) else {
+                continue;
+            };
+            let ends = parts.any(|part| {
+                part.split_once('=').is_some_and(|(attribute, value)| {
+                    attribute.eq_ignore_ascii_case("max-age")
+                        && value.parse::<i64>().is_ok_and(|seconds| seconds <= 0)
+                })
+            });
+            if ends {
+                self.cookies.remove(name);
+            } else {
+                self.cookies.insert(name.to_owned(), value.to_owned());
+            }
+        }
+    }
+}
+
+/// An answer, whole.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, up to 16 MiB of it.
+    pub body: Bytes,
+    pub(crate) received: Instant,
+}
+
+impl Reply {
+    pub(crate) fn none(received: Instant) -> Self {
+        Self {
+            status: StatusCode::default(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            received,
+        }
+    }
+
+    /// A header's value, if it is there and text.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body as text.
+    ///
+    /// # Errors
+    /// If it is not UTF-8.
+    pub fn text(&self) -> Result<&str, FlowError> {
+        Ok(std::str::from_utf8(&self.body)?)
+    }
+
+    /// The body, read as JSON.
+    ///
+    /// # Errors
+    /// If it is not JSON, or not of this shape.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, FlowError> {
+        Ok(serde_json::from_slice(&self.body)?)
+    }
+
+    /// What a JSON pointer (RFC 6901, like `/items/0/id`) points to in the body: a string as it is, anything else
+    /// as JSON.
+    ///
+    /// # Errors
+    /// If the body is not JSON, or nothing is there.
+    pub fn text_at(&self, pointer: &str) -> Result<String, FlowError> {
+        let body: Value = self.json()?;
+        match body.pointer(pointer) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(value) => Ok(value.to_string()),
+            None => Err(FlowError::new(format!("the answer has nothing at {pointer:?}"))),
+        }
+    }
+}
+
+/// Why an iteration of a flow ended early.
+///
+/// Every error converts into it, so that `?` works throughout a flow. What was not already counted as the outcome
+/// of a request makes the last one `check_failed`, and is told in the report.
+#[derive(Debug)]
+pub struct FlowError(Failure);
+
+#[derive(Debug)]
+enum Failure {
+    /// Nothing is sent any more.
+    Over,
+    /// The last request had no answer, which is counted already.
+    NoAnswer,
+    Other(Box<dyn Error + Send + Sync>),
+}
+
+impl FlowError {
+    /// An iteration that cannot go on, and why.
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(Failure::Other(reason.into().into()))
+    }
+
+    /// What has not been counted yet.
+    pub(crate) fn uncounted(&self) -> Option<&(dyn Error + Send + Sync)> {
+        match &self.0 {
+            Failure::Other(error) => Some(&**error),
+            Failure::Over | Failure::NoAnswer => None,
+        }
+    }
+}
+
+impl<E: Error + Send + Sync + 'static> From<E> for FlowError {
+    fn from(error: E) -> Self {
+        Self(Failure::Other(Box::new(error)))
+    }
+}
+
+impl fmt::Display for FlowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Failure::Over => f.write_str("the run is over"),
+            Failure::NoAnswer => f.write_str("there was no answer"),
+            Failure::Other(error) => error.fmt(f),
+        }
+    }
+}
