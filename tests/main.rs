@@ -24,3 +24,7 @@ mod report;
 mod servers;
 // What the tests share: services under the layer, clients of HTTP/1.1 and HTTP/2, private servers.
 mod support;
+// Known answers of queueing theory, in virtual time.
+mod virtual_time;
+// What a load looks like over time, and flows.
+mod workloads;

@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{
@@ -31,8 +29,8 @@ use crate::{
     outcome::ClientOutcome,
     plan::{Plan, Workload},
     progress::Stage,
-    scenario::{Drawn, Flow, LoadRng, stream},
-    session::{Client, FlowError, Reply, Session, State},
+    scenario::{Action, Flow, LoadRng, stream},
+    session::{BoxFuture, Client, FlowError, Reply, Session, State},
     sink::{Sample, ServerView, Sink},
     stop::Stop,
     target::{Answer, InProcess, exchange},
@@ -106,7 +104,10 @@ impl<S: InProcess> Load<S> {
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.stop.is_stopped() || self.abandoned.load(Relaxed)
+        let in_vain = |watch: &Watch| watch.saw_outside() || watch.stands_still();
+        self.stop.is_stopped()
+            || self.abandoned.load(Relaxed)
+            || self.watch.as_ref().is_some_and(in_vain)
     }
 
     fn is_over(&self, ready: Instant) -> bool {
@@ -144,20 +145,25 @@ impl<S: InProcess> Load<S> {
                 let began = ready;
                 let (step, drawn) = self.plan.scenario.draw(&mut random);
                 let received = match drawn {
-                    Drawn::Request(request) => {
+                    Action::Request(build) => {
                         if !self.take_ticket() {
                             return;
                         }
+                        let request = build(&mut random);
                         self.sink.sent();
                         self.send(&mut sender, step, request, ready).await
                     }
-                    Drawn::Flow(flow) => {
+                    Action::Flow(flow) => {
                         let random = stream(rand::RngExt::random(&mut random), "flow", 0);
-                        match self.clone().iterate(flow, random, ready, false).await {
+                        match self.clone().iterate(&**flow, random, ready, false).await {
                             Some(received) => received,
                             // It has sent nothing, because nothing may be sent any more, or for no reason: then
                             // it must not spin.
-                            None => Instant::now().max(ready + Duration::from_millis(1)),
+                            None => {
+                                let later = Instant::now() + Duration::from_millis(1);
+                                self.wait_until(later).await;
+                                later
+                            }
                         }
                     }
                 };
@@ -197,11 +203,12 @@ impl<S: InProcess> Load<S> {
         let mut random = self.stream(n);
         let (step, drawn) = self.plan.scenario.draw(&mut random);
         match drawn {
-            Drawn::Request(request) => {
+            Action::Request(build) => {
+                let request = build(&mut random);
                 self.send(&mut self.sender(), step, request, ready).await;
             }
-            Drawn::Flow(flow) => {
-                if self.clone().iterate(flow, random, ready, true).await.is_none() {
+            Action::Flow(flow) => {
+                if self.clone().iterate(&**flow, random, ready, true).await.is_none() {
                     self.sink.unsent();
                 }
             }
@@ -299,10 +306,13 @@ impl<S: InProcess> Load<S> {
         // A service that blocked its thread answered in one poll, and no timer could interrupt it; its
         // client has given up all the same.
         let service_time = received.saturating_duration_since(dispatched);
-        if let Some(watch) = &self.watch
-            && answer.io_refused
-        {
-            watch.see_outside();
+        if let Some(watch) = &self.watch {
+            if answer.io_refused {
+                watch.see_outside();
+            }
+            if let Workload::Closed { users, .. } = &self.workload {
+                watch.answered(received, users.peak() as usize);
+            }
         }
         if service_time > timeout {
             answer.outcome = ClientOutcome::Timeout;
@@ -382,7 +392,7 @@ impl<S: InProcess> Client for FlowClient<S> {
         name: &'a str,
         request: Request<Bytes>,
         ready: Instant,
-    ) -> Pin<Box<dyn Future<Output = Option<(Sample, Reply)>> + Send + 'a>> {
+    ) -> BoxFuture<'a, Option<(Sample, Reply)>> {
         Box::pin(async move {
             let load = &self.load;
             // What the pacer has counted is sent, also a moment after the end.
@@ -404,7 +414,7 @@ impl<S: InProcess> Client for FlowClient<S> {
         })
     }
 
-    fn wait_until(&self, due: Instant) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    fn wait_until(&self, due: Instant) -> BoxFuture<'_, ()> {
         Box::pin(self.load.wait_until(due))
     }
 

@@ -473,6 +473,12 @@ pub enum LoadTestError {
          takes no virtual time. Simulate that wait with a timer, or test in real time"
     )]
     RealWaits,
+    /// In virtual time, nobody waits, so it does not pass.
+    #[error(
+        "virtual time stands still: neither the users nor the service ever wait. Give the users a think time, or \
+         the service a wait on a timer"
+    )]
+    NoWaits,
 }
 
 impl From<RunError> for LoadTestError {
@@ -482,6 +488,7 @@ impl From<RunError> for LoadTestError {
             RunError::Setup(error) => Self::Setup(error.to_string()),
             RunError::Teardown(error) => Self::Teardown(error.to_string()),
             RunError::RealWaits => Self::RealWaits,
+            RunError::NoWaits => Self::NoWaits,
         }
     }
 }

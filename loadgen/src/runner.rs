@@ -86,6 +86,8 @@ pub(crate) enum RunError {
     Teardown(FlowError),
     /// In virtual time: the service waits for something that happens elsewhere.
     RealWaits,
+    /// In virtual time: neither service nor users wait.
+    NoWaits,
 }
 
 impl From<io::Error> for RunError {
@@ -143,8 +145,13 @@ pub(crate) async fn run<S: InProcess>(
         });
         load.run_aside(teardown).await.map_err(RunError::Teardown)?;
     }
-    if watch.is_some_and(|watch| watch.saw_outside()) {
-        return Err(RunError::RealWaits);
+    if let Some(watch) = watch {
+        if watch.saw_outside() {
+            return Err(RunError::RealWaits);
+        }
+        if watch.stands_still() {
+            return Err(RunError::NoWaits);
+        }
     }
     Ok(Findings { left_over, cost, ..findings })
 }
@@ -371,7 +378,7 @@ async fn run_closed<S: InProcess>(
         () = sleep_until(load.end) => {}
         () = load.stop.stopped() => {}
         // Users end by themselves only if there is nothing left to do.
-        () = join_all(&mut tasks), if load.tickets.is_some() => {}
+        () = join_all(&mut tasks), if load.tickets.is_some() || load.watch.is_some() => {}
     }
     let ended = end_sending(load, stage);
     let deadline = ended + load.plan.timeout + DRAIN_GRACE;

@@ -62,12 +62,6 @@ pub(crate) enum Action {
     Flow(Arc<Flow>),
 }
 
-/// What was drawn.
-pub(crate) enum Drawn<'a> {
-    Request(Request<Bytes>),
-    Flow(&'a Flow),
-}
-
 impl Scenario {
     /// An empty mix.
     #[must_use]
@@ -188,8 +182,8 @@ impl Scenario {
         self.steps.iter().filter(|step| step.weight > 0).find_map(Step::as_flow)
     }
 
-    /// Draws a step, and builds its request if it is one. The mix must not be empty.
-    pub(crate) fn draw(&self, rng: &mut LoadRng) -> (u32, Drawn<'_>) {
+    /// Draws a step. The mix must not be empty.
+    pub(crate) fn draw(&self, rng: &mut LoadRng) -> (u32, &Action) {
         let mut index = 0;
         // A mix of one draws nothing, so that it costs nothing.
         if self.steps.len() > 1 {
@@ -199,11 +193,7 @@ impl Scenario {
                 index += 1;
             }
         }
-        let drawn = match &self.steps[index].action {
-            Action::Request(build) => Drawn::Request(build(rng)),
-            Action::Flow(flow) => Drawn::Flow(&**flow),
-        };
-        (index as u32, drawn)
+        (index as u32, &self.steps[index].action)
     }
 }
 

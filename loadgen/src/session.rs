@@ -57,6 +57,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// The run's side of a session.
 pub(crate) trait Client: fmt::Debug + Send {
     /// Sends a request that was due at `ready`; `None` if the run is over.
@@ -65,10 +67,10 @@ pub(crate) trait Client: fmt::Debug + Send {
         name: &'a str,
         request: Request<Bytes>,
         ready: Instant,
-    ) -> Pin<Box<dyn Future<Output = Option<(Sample, Reply)>> + Send + 'a>>;
+    ) -> BoxFuture<'a, Option<(Sample, Reply)>>;
 
     /// Waits until `due`, or until the run is over.
-    fn wait_until(&self, due: Instant) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    fn wait_until(&self, due: Instant) -> BoxFuture<'_, ()>;
 
     /// Counts a request that has ended.
     fn keep(&self, sample: Sample);
@@ -147,11 +149,11 @@ impl Session {
         holds
     }
 
-    /// Requires something of the last answer, like [`check`](Self::check), and says in the report what was wrong
-    /// the first time.
-    pub fn check_that<E: fmt::Display>(&mut self, name: &str, result: Result<(), E>) -> bool {
-        self.count_check(name, result.as_ref().err().map(|error| error as &dyn fmt::Display));
-        result.is_ok()
+    /// Requires something of the last answer, like [`check`](Self::check): that `wrong` is nothing. Otherwise the
+    /// report says what was wrong the first time.
+    pub fn check_that(&mut self, name: &str, wrong: Option<&dyn fmt::Display>) -> bool {
+        self.count_check(name, wrong);
+        wrong.is_none()
     }
 
     fn count_check(&mut self, name: &str, failure: Option<&dyn fmt::Display>) {

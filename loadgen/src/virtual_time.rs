@@ -4,30 +4,63 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Wake, Waker},
     thread::{self, ThreadId},
 };
 
+use tokio::time::Instant;
+
 #[cfg(feature = "virtual-time")]
 pub use self::runtime::virtual_time;
 
 /// Notices that something waits for another thread: for I/O, for `spawn_blocking`, for another runtime. Such a
-/// wait takes real time and no virtual one, so no figure would mean anything. Clones are one.
+/// wait takes real time and no virtual one, so no figure would mean anything. And that time stands still, because
+/// nobody ever waits. Clones are one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
-    woken_from_outside: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 }
+
+#[derive(Debug, Default)]
+struct Shared {
+    woken_from_outside: AtomicBool,
+    stands_still: AtomicBool,
+    /// The moment of the last request, and how many came at it.
+    at_once: Mutex<Option<(Instant, usize)>>,
+}
+
+/// Requests that each user may have ended at one moment.
+const AT_ONCE: usize = 100;
+/// And all of them, at least.
+const ALL_AT_ONCE: usize = 100_000;
 
 impl Watch {
     pub(crate) fn saw_outside(&self) -> bool {
-        self.woken_from_outside.load(Relaxed)
+        self.shared.woken_from_outside.load(Relaxed)
     }
 
     pub(crate) fn see_outside(&self) {
-        self.woken_from_outside.store(true, Relaxed);
+        self.shared.woken_from_outside.store(true, Relaxed);
+    }
+
+    pub(crate) fn stands_still(&self) -> bool {
+        self.shared.stands_still.load(Relaxed)
+    }
+
+    /// One of `users` has its answer.
+    pub(crate) fn answered(&self, now: Instant, users: usize) {
+        let mut at_once = self.shared.at_once.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = match *at_once {
+            Some((last, count)) if last == now => count + 1,
+            _ => 1,
+        };
+        *at_once = Some((now, count));
+        if count > ALL_AT_ONCE.max(users.saturating_mul(AT_ONCE)) {
+            self.shared.stands_still.store(true, Relaxed);
+        }
     }
 
     /// Polls `future` with a waker that looks who wakes it.
