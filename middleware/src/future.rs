@@ -19,6 +19,8 @@ use http::{
 };
 use pin_project_lite::pin_project;
 
+#[cfg(feature = "token")]
+use crate::body::TellingBody;
 use crate::{
     body::{Peeked, PerfBody, Rest, peek},
     bypass::Bypassed,
@@ -100,6 +102,8 @@ where
             Head::Whole { bytes } => {
                 recording.add_bytes(bytes);
                 recording.end_at_head(response.status());
+                #[cfg(feature = "token")]
+                recording.tell_at_head(response.headers_mut(), Some(bytes));
                 return Poll::Ready(answered);
             }
             Head::Stream => {
@@ -111,10 +115,18 @@ where
                 rest
             }
         };
+        #[cfg(feature = "token")]
+        let trailers = recording.tell_at_head(response.headers_mut(), rest.length);
         if let Some(recording) = this.recording.take() {
             let outcome = Outcome::of_status(response.status());
             let body = response.body_mut();
-            *body = PerfBody::new(mem::take(body), rest, recording, outcome).into();
+            let recorded = PerfBody::new(mem::take(body), rest, recording, outcome);
+            #[cfg(feature = "token")]
+            if trailers {
+                *body = TellingBody::new(recorded).into();
+                return Poll::Ready(answered);
+            }
+            *body = recorded.into();
         }
         Poll::Ready(answered)
     }

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::extract::{ConnectInfo, OriginalUri, Request};
-use http::HeaderValue;
+use axum::extract::{ConnectInfo, OriginalUri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
 use crate::{
     keys::TokenKeys,
@@ -97,6 +97,39 @@ struct Use {
     in_flight: u32,
 }
 
+/// A gate, and the header of the tokens that are shown at it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entrance {
+    pub(crate) header: HeaderName,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Entrance {
+    /// Takes the token out of a request and shows it at the gate. `None` if the request has none.
+    #[inline]
+    pub(crate) fn judge<B>(
+        &self,
+        request: &mut Request<B>,
+    ) -> Option<Result<Option<Held>, TokenRefusal>> {
+        let token = take_token(&self.header, request.headers_mut())?;
+        Some(self.gate.judge(token.as_ref(), request))
+    }
+}
+
+/// Takes the header of a token out of a request: `None` if it has none, and no value if it came more than once.
+#[inline]
+#[expect(clippy::option_option, reason = "whether there is one, and whether it can be read")]
+pub(crate) fn take_token(
+    header: &HeaderName,
+    headers: &mut HeaderMap,
+) -> Option<Option<HeaderValue>> {
+    if !headers.contains_key(header) {
+        return None;
+    }
+    let alone = headers.get_all(header).iter().nth(1).is_none();
+    Some(headers.remove(header).filter(|_| alone))
+}
+
 /// One of the requests that a token allows at a time, until it is dropped.
 pub(crate) struct Held {
     uses: Arc<Mutex<Uses>>,
@@ -108,11 +141,20 @@ impl Gate {
         Self { check, uses: Arc::default() }
     }
 
+    /// Judges what [`take_token`] took out of a request.
+    pub(crate) fn judge<B>(
+        &self,
+        token: Option<&HeaderValue>,
+        request: &Request<B>,
+    ) -> Result<Option<Held>, TokenRefusal> {
+        self.admit(token.ok_or(TokenRefusal::Malformed)?, request)
+    }
+
     /// Lets a request past, or says why not.
-    pub(crate) fn admit(
+    fn admit<B>(
         &self,
         token: &HeaderValue,
-        request: &Request,
+        request: &Request<B>,
     ) -> Result<Option<Held>, TokenRefusal> {
         self.check.keys.with_claims(token.as_bytes(), |claims, mac| {
             // A clock that stands before 1970 knows nothing of any expiry.
@@ -166,7 +208,7 @@ impl Gate {
 }
 
 /// Method, path and sender, as the token has them.
-fn allows(claims: &Claims<'_>, request: &Request) -> bool {
+fn allows<B>(claims: &Claims<'_>, request: &Request<B>) -> bool {
     // A nested router sees only the rest of the path; the token speaks of the whole one.
     let original = request.extensions().get::<OriginalUri>().map(|OriginalUri(uri)| uri);
     let path = original.unwrap_or(request.uri()).path();
@@ -227,7 +269,7 @@ impl Drop for Held {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-    use axum::body::Body;
+    use axum::{body::Body, extract::Request};
     use http::Method;
 
     use super::*;

@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "token")]
+use http::{HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
+#[cfg(feature = "token")]
+use crate::server_timing::Timing;
 use crate::{
     clock::Ticks,
     counters::{Counters, Ended},
-    histogram::Precision,
     outcome::Outcome,
     phase::{Entered, Origin, PhaseLog, PhaseTimes, RecorderId},
     probe::{PhaseTime, Probe, ServerRecord},
@@ -59,14 +62,9 @@ fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
 }
 
 impl Recorder {
-    pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
-        let id = RecorderId::new();
-        let counters = Arc::new(Counters::new(route_cap, precision));
-        let mut held = held();
-        held.retain(|_, counters| counters.strong_count() > 0);
-        held.insert(id, Arc::downgrade(&counters));
-        drop(held);
-        Self::with_handles(id, &counters)
+    #[cfg(test)]
+    pub(crate) fn new(route_cap: usize, precision: crate::histogram::Precision) -> Self {
+        Counters::new(route_cap, precision).into()
     }
 
     /// Of the same counters as one that was met in a request.
@@ -87,6 +85,18 @@ impl Recorder {
     /// For a service.
     pub(crate) fn loan(&self) -> Loan {
         Loan::Kept(self.local.clone())
+    }
+}
+
+impl From<Counters> for Recorder {
+    fn from(counters: Counters) -> Self {
+        let id = RecorderId::new();
+        let counters = Arc::new(counters);
+        let mut held = held();
+        held.retain(|_, counters| counters.strong_count() > 0);
+        held.insert(id, Arc::downgrade(&counters));
+        drop(held);
+        Self::with_handles(id, &counters)
     }
 }
 
@@ -191,6 +201,8 @@ impl LocalRecorder {
             first_byte: NONE,
             response_bytes: 0,
             probe,
+            #[cfg(feature = "token")]
+            timing: None,
             log: None,
             outcome: Outcome::Cancelled,
             bypassed: false,
@@ -234,6 +246,9 @@ pub(crate) struct Recording {
     first_byte: u64,
     response_bytes: u64,
     probe: Option<Probe>,
+    /// What its client is told, if it has asked with a token.
+    #[cfg(feature = "token")]
+    timing: Option<Box<Timing>>,
     /// From its first phase on.
     log: Option<Arc<PhaseLog>>,
     route: RouteIndex,
@@ -293,6 +308,28 @@ impl Recording {
         self.record(self.first_byte, Outcome::of_status(status));
     }
 
+    /// The request's client is told.
+    #[cfg(feature = "token")]
+    #[cold]
+    pub(crate) fn set_timing(&mut self, timing: Timing) {
+        self.timing = Some(Box::new(timing));
+    }
+
+    /// Tells the client what is known when the head leaves; `length` is that of the body that follows, if it is
+    /// known. Returns whether the rest follows in trailers.
+    #[cfg(feature = "token")]
+    #[inline]
+    pub(crate) fn tell_at_head(&mut self, headers: &mut HeaderMap, length: Option<u64>) -> bool {
+        let Some(timing) = &mut self.timing else { return false };
+        timing.tell_at_head(&self.recorder, self.route, self.first_byte, headers, length)
+    }
+
+    /// What the client is told in trailers, once the request is over.
+    #[cfg(feature = "token")]
+    pub(crate) fn told_at_end(&mut self) -> Option<HeaderValue> {
+        self.timing.as_mut()?.at_end()
+    }
+
     /// Who records it.
     pub(crate) fn recorder(&self) -> &LocalRecorder {
         &self.recorder
@@ -337,6 +374,10 @@ impl Recording {
         };
         let phases = self.log.take().map(|log| self.on_its_way(&log, ended));
         self.recorder.leave(self.route, ended);
+        #[cfg(feature = "token")]
+        if let Some(timing) = &mut self.timing {
+            timing.end(&self.recorder, ended, phases.as_ref());
+        }
         if let Some(probe) = self.probe.take() {
             self.fill(probe, ended, &phases.unwrap_or_default());
         }
@@ -402,6 +443,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::histogram::Precision;
 
     fn recorder() -> Recorder {
         Recorder::new(8, Precision::default())
