@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
+    panic::{RefUnwindSafe, UnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -33,14 +34,21 @@ const REMEMBERED: usize = 1024;
 pub struct TokenCheck {
     keys: TokenKeys,
     leeway: Duration,
-    clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    clock: WallClock,
 }
+
+#[derive(Clone)]
+struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+// Nothing of ours is left half done by a clock that panics; whoever holds a handle need not know that it has one.
+impl UnwindSafe for WallClock {}
+impl RefUnwindSafe for WallClock {}
 
 impl TokenCheck {
     /// Checks by these keys and the system's clock, which may be 30 s behind the issuer's.
     #[must_use]
     pub fn new(keys: TokenKeys) -> Self {
-        Self { keys, leeway: Duration::from_secs(30), clock: Arc::new(SystemTime::now) }
+        Self { keys, leeway: Duration::from_secs(30), clock: WallClock(Arc::new(SystemTime::now)) }
     }
 
     /// Lets a token be used for so long after it has expired: the clocks of two machines never agree.
@@ -52,7 +60,7 @@ impl TokenCheck {
     /// Asks another clock than the system's, for tests.
     #[must_use]
     pub fn wall_clock(self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self { clock: Arc::new(now), ..self }
+        Self { clock: WallClock(Arc::new(now)), ..self }
     }
 }
 
@@ -158,7 +166,7 @@ impl Gate {
     ) -> Result<Option<Held>, TokenRefusal> {
         self.check.keys.with_claims(token.as_bytes(), |claims, mac| {
             // A clock that stands before 1970 knows nothing of any expiry.
-            let now = (self.check.clock)().duration_since(UNIX_EPOCH);
+            let now = (self.check.clock.0)().duration_since(UNIX_EPOCH);
             let now = now.map_err(|_| TokenRefusal::Expired)?;
             if now >= Duration::from_secs(claims.expires_unix_s).saturating_add(self.check.leeway) {
                 return Err(TokenRefusal::Expired);
