@@ -12,8 +12,6 @@ use std::{
 use http::{HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
-#[cfg(feature = "token")]
-use crate::server_timing::Timing;
 use crate::{
     clock::Ticks,
     counters::{Counters, Ended},
@@ -24,6 +22,8 @@ use crate::{
     slot::{SLOTS, Slot},
     sync::{self, Mutex, MutexGuard, OnceLock, PoisonError},
 };
+#[cfg(feature = "token")]
+use crate::{phase, server_timing::Timing};
 
 /// Where requests are counted, as those hold it that last: the service's handle, the layer. Clones share the
 /// counters.
@@ -201,8 +201,6 @@ impl LocalRecorder {
             first_byte: NONE,
             response_bytes: 0,
             probe,
-            #[cfg(feature = "token")]
-            timing: None,
             log: None,
             outcome: Outcome::Cancelled,
             bypassed: false,
@@ -246,10 +244,7 @@ pub(crate) struct Recording {
     first_byte: u64,
     response_bytes: u64,
     probe: Option<Probe>,
-    /// What its client is told, if it has asked with a token.
-    #[cfg(feature = "token")]
-    timing: Option<Box<Timing>>,
-    /// From its first phase on.
+    /// From its first phase on, or from a token that is good.
     log: Option<Arc<PhaseLog>>,
     route: RouteIndex,
     /// How the request ends if nothing more happens.
@@ -312,7 +307,10 @@ impl Recording {
     #[cfg(feature = "token")]
     #[cold]
     pub(crate) fn set_timing(&mut self, timing: Timing) {
-        self.timing = Some(Box::new(timing));
+        let id = self.recorder.id();
+        if let Some(log) = self.guard(|| phase::current(Some(id))) {
+            log.set_timing(timing);
+        }
     }
 
     /// Tells the client what is known when the head leaves; `length` is that of the body that follows, if it is
@@ -320,14 +318,16 @@ impl Recording {
     #[cfg(feature = "token")]
     #[inline]
     pub(crate) fn tell_at_head(&mut self, headers: &mut HeaderMap, length: Option<u64>) -> bool {
-        let Some(timing) = &mut self.timing else { return false };
-        timing.tell_at_head(&self.recorder, self.route, self.first_byte, headers, length)
+        let timing = self.log.as_ref().and_then(|log| log.timing());
+        timing.is_some_and(|mut timing| {
+            timing.tell_at_head(&self.recorder, self.route, self.first_byte, headers, length)
+        })
     }
 
     /// What the client is told in trailers, once the request is over.
     #[cfg(feature = "token")]
     pub(crate) fn told_at_end(&mut self) -> Option<HeaderValue> {
-        self.timing.as_mut()?.at_end()
+        self.log.as_ref()?.timing()?.at_end()
     }
 
     /// Who records it.
@@ -372,21 +372,23 @@ impl Recording {
             paired: self.probe.is_some(),
             stream: self.stream,
         };
-        let phases = self.log.take().map(|log| self.on_its_way(&log, ended));
+        let phases = self.log.take().map(|log| self.on_its_way(log, ended));
         self.recorder.leave(self.route, ended);
-        #[cfg(feature = "token")]
-        if let Some(timing) = &mut self.timing {
-            timing.end(&self.recorder, ended, phases.as_ref());
-        }
         if let Some(probe) = self.probe.take() {
             self.fill(probe, ended, &phases.unwrap_or_default());
         }
     }
 
     #[cold]
-    fn on_its_way(&self, log: &PhaseLog, ended: Ended) -> PhaseTimes {
+    fn on_its_way(&mut self, log: Arc<PhaseLog>, ended: Ended) -> PhaseTimes {
         let phases = log.close(ended.server_time);
         self.recorder.on_its_way(self.route, ended, &phases, log.at_limiter());
+        #[cfg(feature = "token")]
+        {
+            let told = log.timing().map(|mut timing| timing.end(&self.recorder, ended, &phases));
+            // It will be asked for what is told.
+            self.log = told.map(|()| log);
+        }
         phases
     }
 

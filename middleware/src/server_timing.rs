@@ -32,12 +32,13 @@ pub(crate) const SERVER_TIMING: HeaderName = HeaderName::from_static("server-tim
 const ROOM: usize = 4096;
 
 /// What one client is told, while its request is under way.
+#[derive(Debug)]
 pub(crate) struct Timing {
     /// That of the token: what is told is not for those who come without one.
     header: HeaderName,
     trailers: Trailers,
-    /// One of the requests that the token allows at a time.
-    _held: Option<Held>,
+    /// One of the requests that the token allows at a time, until it is over.
+    held: Option<Held>,
     /// What is known once the request is over.
     at_end: Option<Metrics>,
 }
@@ -73,6 +74,13 @@ fn wants_trailers(headers: &HeaderMap) -> bool {
 /// Looks for a token in a request that has just been counted in, if the handle answers timing at all.
 #[inline]
 pub(crate) fn judge<B>(recording: &mut Recording, request: &mut Request<B>) {
+    if recording.recorder().entrance().is_some() {
+        judge_token(recording, request);
+    }
+}
+
+#[inline(never)]
+fn judge_token<B>(recording: &mut Recording, request: &mut Request<B>) {
     let Some(entrance) = recording.recorder().entrance() else { return };
     let header = &entrance.header;
     let judged = match entrance.judge(request) {
@@ -97,7 +105,7 @@ pub(crate) fn judge<B>(recording: &mut Recording, request: &mut Request<B>) {
             let timing = Timing {
                 header: header.clone(),
                 trailers: Trailers::of(request),
-                _held: held,
+                held,
                 at_end: None,
             };
             recording.set_timing(timing);
@@ -111,12 +119,13 @@ pub(crate) fn judge<B>(recording: &mut Recording, request: &mut Request<B>) {
 
 impl Timing {
     /// The request is over, with these phases.
-    pub(crate) fn end(&mut self, counters: &Counters, ended: Ended, phases: Option<&PhaseTimes>) {
-        let covered = phases.map_or(0, |phases| phases.covered);
+    #[cold]
+    pub(crate) fn end(&mut self, counters: &Counters, ended: Ended, phases: &PhaseTimes) {
+        self.held = None;
         let mut metrics = Metrics::default();
         metrics.add("px-total", Some(ended.server_time), None);
-        metrics.add("px-handler", Some(ended.server_time.saturating_sub(covered)), None);
-        for (phase, ns) in phases.into_iter().flat_map(|phases| &phases.times) {
+        metrics.add("px-handler", Some(ended.server_time.saturating_sub(phases.covered)), None);
+        for (phase, ns) in &phases.times {
             metrics.add("px-phase", Some(*ns), Some(counters.phase_name(*phase)));
         }
         self.at_end = Some(metrics);
@@ -124,6 +133,7 @@ impl Timing {
 
     /// Writes into a head what is known when it leaves, and returns whether the rest follows in trailers. It does
     /// not where the protocol says the length of the body instead.
+    #[cold]
     pub(crate) fn tell_at_head(
         &mut self,
         counters: &Counters,
@@ -162,7 +172,7 @@ impl Timing {
 }
 
 /// A value of `Server-Timing`.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Metrics {
     text: String,
     /// Was something left out?
