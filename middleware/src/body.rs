@@ -69,6 +69,16 @@ impl PerfBody {
         Self { inner, rest, recording, outcome }
     }
 
+    /// A body that is followed by what trailers tell, if they do.
+    #[cfg(feature = "token")]
+    pub(crate) fn telling(self, trailers: bool) -> Body {
+        if trailers {
+            Body::new(UnsyncBoxBody::new(TellingBody { inner: self, over: false }))
+        } else {
+            self.into()
+        }
+    }
+
     /// How the request ends if the body ends here.
     fn at_end(&self) -> Outcome {
         match self.rest.length {
@@ -140,23 +150,9 @@ impl HttpBody for PerfBody {
 /// The body of a response whose client is told in trailers how long it took. Yields what the inner body yields,
 /// and behind its last data one more frame, or more in its last.
 #[cfg(feature = "token")]
-pub(crate) struct TellingBody {
+struct TellingBody {
     inner: PerfBody,
     over: bool,
-}
-
-#[cfg(feature = "token")]
-impl TellingBody {
-    pub(crate) fn new(inner: PerfBody) -> Self {
-        Self { inner, over: false }
-    }
-}
-
-#[cfg(feature = "token")]
-impl From<TellingBody> for Body {
-    fn from(body: TellingBody) -> Self {
-        Self::new(UnsyncBoxBody::new(body))
-    }
 }
 
 #[cfg(feature = "token")]

@@ -19,8 +19,6 @@ use http::{
 };
 use pin_project_lite::pin_project;
 
-#[cfg(feature = "token")]
-use crate::body::TellingBody;
 use crate::{
     body::{Peeked, PerfBody, Rest, peek},
     bypass::Bypassed,
@@ -122,11 +120,8 @@ where
             let body = response.body_mut();
             let recorded = PerfBody::new(mem::take(body), rest, recording, outcome);
             #[cfg(feature = "token")]
-            if trailers {
-                *body = TellingBody::new(recorded).into();
-                return Poll::Ready(answered);
-            }
-            *body = recorded.into();
+            let recorded = recorded.telling(trailers);
+            *body = Body::from(recorded);
         }
         Poll::Ready(answered)
     }
