@@ -121,7 +121,9 @@ where
             let recorded = PerfBody::new(mem::take(body), rest, recording, outcome);
             #[cfg(feature = "token")]
             let recorded = recorded.telling(trailers);
-            *body = Body::from(recorded);
+            #[cfg(not(feature = "token"))]
+            let recorded = Body::from(recorded);
+            *body = recorded;
         }
         Poll::Ready(answered)
     }
