@@ -372,22 +372,26 @@ impl Recording {
             paired: self.probe.is_some(),
             stream: self.stream,
         };
-        let phases = self.log.take().map(|log| self.on_its_way(log, ended));
+        let log = self.log.take();
+        let phases = log.as_ref().map(|log| self.on_its_way(log, ended));
         self.recorder.leave(self.route, ended);
+        #[cfg(feature = "token")]
+        if let Some(log) = log.filter(|log| log.timing().is_some()) {
+            // It will be asked for what is told.
+            self.log = Some(log);
+        }
         if let Some(probe) = self.probe.take() {
             self.fill(probe, ended, &phases.unwrap_or_default());
         }
     }
 
     #[cold]
-    fn on_its_way(&mut self, log: Arc<PhaseLog>, ended: Ended) -> PhaseTimes {
+    fn on_its_way(&self, log: &PhaseLog, ended: Ended) -> PhaseTimes {
         let phases = log.close(ended.server_time);
         self.recorder.on_its_way(self.route, ended, &phases, log.at_limiter());
         #[cfg(feature = "token")]
-        {
-            let told = log.timing().map(|mut timing| timing.end(&self.recorder, ended, &phases));
-            // It will be asked for what is told.
-            self.log = told.map(|()| log);
+        if let Some(mut timing) = log.timing() {
+            timing.end(&self.recorder, ended, &phases);
         }
         phases
     }
