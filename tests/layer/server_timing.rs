@@ -142,7 +142,7 @@ impl Told {
 /// What should have been told of a request that the layer has recorded.
 fn expected(perf: &Perf, record: &ServerRecord) -> ServerTiming {
     let mut expected = ServerTiming::default();
-    expected.route = perf.route_key(record.route_id()).map(|key| key.to_string());
+    expected.route = perf.route_key(record.route_id()).map(ToString::to_string);
     expected.first_byte = record.first_byte;
     expected.server_time = Some(record.server_time);
     expected.handler = Some(record.handler);
