@@ -35,6 +35,8 @@ mod responses;
 mod naming;
 // Names of routes: nested, merged, fallbacks, layers inside and outside.
 mod routers;
+// What is told to whoever sends a token.
+mod server_timing;
 // Services that are no routers: errors, and waiting for readiness.
 mod services;
 // Pools of sqlx, on real databases.

@@ -10,9 +10,13 @@ use axum::{
     body::{Body, HttpBody},
 };
 use bytes::Bytes;
+#[cfg(feature = "token")]
+use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 
+#[cfg(feature = "token")]
+use crate::server_timing::SERVER_TIMING;
 use crate::{outcome::Outcome, recorder::Recording};
 
 /// What a body has to say at the moment when the head leaves.
@@ -63,6 +67,16 @@ pub(crate) struct Rest {
 impl PerfBody {
     pub(crate) fn new(inner: Body, rest: Rest, recording: Recording, outcome: Outcome) -> Self {
         Self { inner, rest, recording, outcome }
+    }
+
+    /// A body that is followed by what trailers tell, if they do.
+    #[cfg(feature = "token")]
+    pub(crate) fn telling(self, trailers: bool) -> Body {
+        if trailers {
+            Body::new(UnsyncBoxBody::new(TellingBody { inner: self, over: false }))
+        } else {
+            self.into()
+        }
     }
 
     /// How the request ends if the body ends here.
@@ -130,5 +144,53 @@ impl HttpBody for PerfBody {
             // Nobody peeks at a body that does not know its length.
             Some(_) => self.rest.length.map_or_else(SizeHint::new, SizeHint::with_exact),
         }
+    }
+}
+
+/// The body of a response whose client is told in trailers how long it took. Yields what the inner body yields,
+/// and behind its last data one more frame, or more in its last.
+#[cfg(feature = "token")]
+struct TellingBody {
+    inner: PerfBody,
+    over: bool,
+}
+
+#[cfg(feature = "token")]
+impl HttpBody for TellingBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        let mut trailers = match ready!(Pin::new(&mut this.inner).poll_frame(cx)).transpose() {
+            Ok(None) => HeaderMap::new(),
+            Ok(Some(frame)) => match frame.into_trailers() {
+                Ok(trailers) => trailers,
+                Err(data) => return Poll::Ready(Some(Ok(data))),
+            },
+            Err(error) => {
+                this.over = true;
+                return Poll::Ready(Some(Err(error)));
+            }
+        };
+        this.over = true;
+        if let Some(told) = this.inner.recording.told_at_end() {
+            trailers.append(SERVER_TIMING, told);
+        }
+        Poll::Ready((!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }

@@ -18,7 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -32,8 +32,8 @@ use crate::{
 };
 #[cfg(feature = "token")]
 use crate::{
-    gate::{Gate, Held, TokenCheck},
-    token::TokenRefusal,
+    gate::{Entrance, Gate, Held, TokenCheck, take_token},
+    probe::GoodFor,
 };
 
 /// Where tokens are looked for if nothing else is said.
@@ -112,41 +112,60 @@ impl BypassPolicy {
     /// May the request pass? Uses up what lets it, and takes out of it what says so.
     fn admit(&self, request: &mut Request, recorder: &LocalRecorder) -> Option<Pass> {
         // Used up here: inside, nobody can pass it on.
-        let marked = request.extensions_mut().get_mut().is_some_and(LoadMark::take_pass);
-        if !request.headers().contains_key(&self.header) {
-            return marked.then_some(Pass { held: None, marked: true });
+        let mark = request.extensions_mut().get_mut::<LoadMark>();
+        let (marked, judged) =
+            mark.map_or((false, false), |mark| (mark.take_pass(), self.has_judged(mark)));
+        if marked || judged {
+            request.headers_mut().remove(&self.header);
+            return Some(Pass { held: None, marked });
         }
-        let alone = request.headers().get_all(&self.header).iter().nth(1).is_none();
-        let token = request.headers_mut().remove(&self.header);
-        if marked {
-            return Some(Pass { held: None, marked: true });
-        }
-        self.present(token.filter(|_| alone).as_ref(), request, recorder)
+        self.present(request, recorder)
     }
 
-    /// Shows a token at the gate; `None` if there is none that could be one.
+    /// Did the layer outside find the request's token good, at this very gate? Whoever answers timing judges tokens.
     #[cfg(feature = "token")]
-    fn present(
-        &self,
-        token: Option<&HeaderValue>,
-        request: &Request,
-        recorder: &LocalRecorder,
-    ) -> Option<Pass> {
-        let gate = self.gate.as_ref()?;
-        let admitted = match token {
-            Some(token) => gate.admit(token, request),
-            None => Err(TokenRefusal::Malformed),
-        };
-        admitted
-            .map(|held| Pass { held, marked: false })
-            .map_err(|refusal| recorder.refuse(refusal))
-            .ok()
+    fn has_judged(&self, mark: &mut LoadMark) -> bool {
+        self.gate.as_ref().is_some_and(|gate| mark.take_good_for(GoodFor::Limiter, gate))
     }
 
     /// Nobody takes tokens.
     #[cfg(not(feature = "token"))]
-    fn present(&self, _: Option<&HeaderValue>, _: &Request, _: &LocalRecorder) -> Option<Pass> {
+    fn has_judged(&self, _: &mut LoadMark) -> bool {
+        false
+    }
+
+    /// Shows the request's token at the gate; `None` if there is none that is good.
+    #[cfg(feature = "token")]
+    fn present(&self, request: &mut Request, recorder: &LocalRecorder) -> Option<Pass> {
+        let token = take_token(&self.header, request.headers_mut())?;
+        let gate = self.gate.as_ref()?;
+        match gate.judge(token.as_ref(), request) {
+            Ok(held) => {
+                if recorder.entrance().is_some() {
+                    // The layer may lie inside.
+                    let mark = request.extensions_mut().get_or_insert_default::<LoadMark>();
+                    mark.set_good_for(GoodFor::Timing, gate);
+                }
+                Some(Pass { held, marked: false })
+            }
+            Err(refusal) => {
+                recorder.refuse(refusal);
+                None
+            }
+        }
+    }
+
+    /// Nobody takes tokens.
+    #[cfg(not(feature = "token"))]
+    fn present(&self, request: &mut Request, _: &LocalRecorder) -> Option<Pass> {
+        request.headers_mut().remove(&self.header);
         None
+    }
+
+    /// Where tokens are shown, if they are taken.
+    #[cfg(feature = "token")]
+    pub(crate) fn entrance(&self) -> Option<Entrance> {
+        Some(Entrance { header: self.header.clone(), gate: self.gate.clone()? })
     }
 }
 

@@ -5,8 +5,6 @@ use std::{array, collections::BTreeMap, sync::Arc, time::Duration};
 use http::Method;
 use tokio::time::Instant;
 
-#[cfg(feature = "token")]
-use crate::token::TokenRefusal;
 use crate::{
     clock::{Clock, Ticks, TokioClock},
     counts::{LimiterCounts, PhaseCounts, RefusedTokens, RouteCounts, StreamCounts, TrafficCounts},
@@ -24,6 +22,8 @@ use crate::{
         },
     },
 };
+#[cfg(feature = "token")]
+use crate::{gate::Entrance, token::TokenRefusal};
 
 /// All counters of a recorder.
 pub(crate) struct Counters {
@@ -38,6 +38,9 @@ pub(crate) struct Counters {
     /// Phases of work that was for no request.
     elsewhere: PerSlot<PhaseCells>,
     started: Instant,
+    /// Where tokens are shown of requests that are told how long they took.
+    #[cfg(feature = "token")]
+    entrance: Option<Entrance>,
 }
 
 /// A route's counters, one shard a slot, each made when its slot first records on the route.
@@ -166,7 +169,22 @@ impl Counters {
             phases: PhaseNames::new(),
             elsewhere: PerSlot::new(),
             started: Instant::now(),
+            #[cfg(feature = "token")]
+            entrance: None,
         }
+    }
+
+    /// Tells requests with a token how long they took, if there is somewhere to show it.
+    #[cfg(feature = "token")]
+    pub(crate) fn answering(self, entrance: Option<Entrance>) -> Self {
+        Self { entrance, ..self }
+    }
+
+    /// Where tokens are shown of requests that are told how long they took.
+    #[cfg(feature = "token")]
+    #[inline]
+    pub(crate) fn entrance(&self) -> Option<&Entrance> {
+        self.entrance.as_ref()
     }
 
     /// Counts a request in, and returns its route.

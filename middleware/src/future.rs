@@ -100,6 +100,8 @@ where
             Head::Whole { bytes } => {
                 recording.add_bytes(bytes);
                 recording.end_at_head(response.status());
+                #[cfg(feature = "token")]
+                recording.tell_at_head(response.headers_mut(), Some(bytes));
                 return Poll::Ready(answered);
             }
             Head::Stream => {
@@ -111,10 +113,17 @@ where
                 rest
             }
         };
+        #[cfg(feature = "token")]
+        let trailers = recording.tell_at_head(response.headers_mut(), rest.length);
         if let Some(recording) = this.recording.take() {
             let outcome = Outcome::of_status(response.status());
             let body = response.body_mut();
-            *body = PerfBody::new(mem::take(body), rest, recording, outcome).into();
+            let recorded = PerfBody::new(mem::take(body), rest, recording, outcome);
+            #[cfg(feature = "token")]
+            let recorded = recorded.telling(trailers);
+            #[cfg(not(feature = "token"))]
+            let recorded = Body::from(recorded);
+            *body = recorded;
         }
         Poll::Ready(answered)
     }

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
+    panic::{RefUnwindSafe, UnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::extract::{ConnectInfo, OriginalUri, Request};
-use http::HeaderValue;
+use axum::extract::{ConnectInfo, OriginalUri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
 use crate::{
     keys::TokenKeys,
@@ -33,14 +34,21 @@ const REMEMBERED: usize = 1024;
 pub struct TokenCheck {
     keys: TokenKeys,
     leeway: Duration,
-    clock: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    clock: WallClock,
 }
+
+#[derive(Clone)]
+struct WallClock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+// Nothing of ours is left half done by a clock that panics; whoever holds a handle need not know that it has one.
+impl UnwindSafe for WallClock {}
+impl RefUnwindSafe for WallClock {}
 
 impl TokenCheck {
     /// Checks by these keys and the system's clock, which may be 30 s behind the issuer's.
     #[must_use]
     pub fn new(keys: TokenKeys) -> Self {
-        Self { keys, leeway: Duration::from_secs(30), clock: Arc::new(SystemTime::now) }
+        Self { keys, leeway: Duration::from_secs(30), clock: WallClock(Arc::new(SystemTime::now)) }
     }
 
     /// Lets a token be used for so long after it has expired: the clocks of two machines never agree.
@@ -52,7 +60,7 @@ impl TokenCheck {
     /// Asks another clock than the system's, for tests.
     #[must_use]
     pub fn wall_clock(self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        Self { clock: Arc::new(now), ..self }
+        Self { clock: WallClock(Arc::new(now)), ..self }
     }
 }
 
@@ -97,6 +105,39 @@ struct Use {
     in_flight: u32,
 }
 
+/// A gate, and the header of the tokens that are shown at it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entrance {
+    pub(crate) header: HeaderName,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Entrance {
+    /// Takes the token out of a request and shows it at the gate. `None` if the request has none.
+    #[inline]
+    pub(crate) fn judge<B>(
+        &self,
+        request: &mut Request<B>,
+    ) -> Option<Result<Option<Held>, TokenRefusal>> {
+        let token = take_token(&self.header, request.headers_mut())?;
+        Some(self.gate.judge(token.as_ref(), request))
+    }
+}
+
+/// Takes the header of a token out of a request: `None` if it has none, and no value if it came more than once.
+#[inline]
+#[expect(clippy::option_option, reason = "whether there is one, and whether it can be read")]
+pub(crate) fn take_token(
+    header: &HeaderName,
+    headers: &mut HeaderMap,
+) -> Option<Option<HeaderValue>> {
+    if !headers.contains_key(header) {
+        return None;
+    }
+    let alone = headers.get_all(header).iter().nth(1).is_none();
+    Some(headers.remove(header).filter(|_| alone))
+}
+
 /// One of the requests that a token allows at a time, until it is dropped.
 pub(crate) struct Held {
     uses: Arc<Mutex<Uses>>,
@@ -108,15 +149,24 @@ impl Gate {
         Self { check, uses: Arc::default() }
     }
 
+    /// Judges what [`take_token`] took out of a request.
+    pub(crate) fn judge<B>(
+        &self,
+        token: Option<&HeaderValue>,
+        request: &Request<B>,
+    ) -> Result<Option<Held>, TokenRefusal> {
+        self.admit(token.ok_or(TokenRefusal::Malformed)?, request)
+    }
+
     /// Lets a request past, or says why not.
-    pub(crate) fn admit(
+    fn admit<B>(
         &self,
         token: &HeaderValue,
-        request: &Request,
+        request: &Request<B>,
     ) -> Result<Option<Held>, TokenRefusal> {
         self.check.keys.with_claims(token.as_bytes(), |claims, mac| {
             // A clock that stands before 1970 knows nothing of any expiry.
-            let now = (self.check.clock)().duration_since(UNIX_EPOCH);
+            let now = (self.check.clock.0)().duration_since(UNIX_EPOCH);
             let now = now.map_err(|_| TokenRefusal::Expired)?;
             if now >= Duration::from_secs(claims.expires_unix_s).saturating_add(self.check.leeway) {
                 return Err(TokenRefusal::Expired);
@@ -166,7 +216,7 @@ impl Gate {
 }
 
 /// Method, path and sender, as the token has them.
-fn allows(claims: &Claims<'_>, request: &Request) -> bool {
+fn allows<B>(claims: &Claims<'_>, request: &Request<B>) -> bool {
     // A nested router sees only the rest of the path; the token speaks of the whole one.
     let original = request.extensions().get::<OriginalUri>().map(|OriginalUri(uri)| uri);
     let path = original.unwrap_or(request.uri()).path();
@@ -227,7 +277,7 @@ impl Drop for Held {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-    use axum::body::Body;
+    use axum::{body::Body, extract::Request};
     use http::Method;
 
     use super::*;

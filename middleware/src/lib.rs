@@ -36,7 +36,8 @@
 //! - `hdrhistogram`: `GET /perf/histogram` can answer in `HdrHistogram`'s own encoding.
 //! - `metrics`: everything is published to the recorder of the `metrics` facade (`Perf::publish`).
 //! - `prometheus`: `GET /perf/metrics`, in the text format of Prometheus.
-//! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]).
+//! - `token`: load that comes over a connection can be let past a limiter ([`BypassPolicy`]), and be told how
+//!   long its requests took (`PerfBuilder::server_timing`).
 //! - `test-util`: requests are timed by tokio's clock, which tests can pause.
 
 mod body;
@@ -75,6 +76,8 @@ mod recorder;
 #[cfg(feature = "deadpool-redis")]
 mod redis;
 mod route;
+#[cfg(feature = "token")]
+mod server_timing;
 mod service;
 mod slot;
 mod snapshot;

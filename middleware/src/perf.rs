@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use axum::Router;
 
+#[cfg(feature = "token")]
+use crate::gate::Entrance;
 #[cfg(feature = "metrics")]
 use crate::publisher;
 #[cfg(feature = "sqlx")]
@@ -95,7 +97,12 @@ impl Perf {
     /// let perf = Perf::builder().route_cap(2_000).precision(Precision::ThreeDigits).build();
     /// ```
     pub fn builder() -> PerfBuilder {
-        PerfBuilder { route_cap: 512, precision: Precision::default() }
+        PerfBuilder {
+            route_cap: 512,
+            precision: Precision::default(),
+            #[cfg(feature = "token")]
+            entrance: None,
+        }
     }
 
     pub(crate) fn from_recorder(recorder: Recorder) -> Self {
@@ -421,11 +428,13 @@ impl Perf {
 
 /// Bounds the memory of a [`Perf`] handle: a route costs two histograms for each worker thread that
 /// answers it, two more once requests fail or are limited on it. [`Precision`] says how large one is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct PerfBuilder {
     route_cap: usize,
     precision: Precision,
+    #[cfg(feature = "token")]
+    entrance: Option<Entrance>,
 }
 
 impl PerfBuilder {
@@ -440,9 +449,39 @@ impl PerfBuilder {
         Self { precision, ..self }
     }
 
+    /// Tells whoever sends a [token](crate::BypassToken) that is good for the request how long it took, in
+    /// headers and trailers `Server-Timing`: its route, the time to its first byte, its time in all, and that
+    /// in each phase. Nobody else is told. Without tokens in the policy, nobody is.
+    ///
+    /// The layer then judges tokens itself, takes their header out of every request, and counts those that are
+    /// refused. A bypass inside or outside of the layer does not judge them again if it has a clone of the same
+    /// policy; give it no other with the same header.
+    ///
+    /// ```
+    /// # use axum::{Router, routing::get};
+    /// use parallax_middleware::{BypassPolicy, Perf, TokenKeys};
+    ///
+    /// # let limiter = tower::layer::util::Identity::new();
+    /// let keys = TokenKeys::parse("ci:8f0f7c1e5a4b4d0d9c8e6b1a2f3e4d5c").unwrap();
+    /// let policy = BypassPolicy::in_process().tokens(keys);
+    /// let perf = Perf::builder().server_timing(&policy).build();
+    ///
+    /// let app: Router = Router::new()
+    ///     .route("/items/{id}", get(|| async { "an item" }))
+    ///     .layer(perf.bypass(policy).around(limiter))
+    ///     .layer(perf.layer());
+    /// ```
+    #[cfg(feature = "token")]
+    pub fn server_timing(self, policy: &BypassPolicy) -> Self {
+        Self { entrance: policy.entrance(), ..self }
+    }
+
     /// The handle.
     #[must_use]
     pub fn build(self) -> Perf {
-        Perf::from_recorder(Recorder::new(self.route_cap, self.precision))
+        let counters = Counters::new(self.route_cap, self.precision);
+        #[cfg(feature = "token")]
+        let counters = counters.answering(self.entrance);
+        Perf::from_recorder(counters.into())
     }
 }

@@ -14,6 +14,8 @@ use std::{
 
 use pin_project_lite::pin_project;
 
+#[cfg(feature = "token")]
+use crate::server_timing::Timing;
 use crate::{
     clock::Ticks,
     counters::{Admission, AtLimiter},
@@ -142,6 +144,9 @@ pub(crate) struct Origin {
 pub(crate) struct PhaseLog {
     origin: Origin,
     spans: Mutex<Spans>,
+    /// What the request's client is told, if it has asked with a token.
+    #[cfg(feature = "token")]
+    timing: std::sync::OnceLock<Box<Mutex<Timing>>>,
 }
 
 /// Times are nanoseconds since the request entered.
@@ -230,7 +235,24 @@ impl Spans {
 
 impl PhaseLog {
     fn new(origin: Origin) -> Self {
-        Self { origin, spans: Mutex::default() }
+        Self {
+            origin,
+            spans: Mutex::default(),
+            #[cfg(feature = "token")]
+            timing: std::sync::OnceLock::new(),
+        }
+    }
+
+    /// The request's client is told.
+    #[cfg(feature = "token")]
+    pub(crate) fn set_timing(&self, timing: Timing) {
+        self.timing.get_or_init(|| Box::new(Mutex::new(timing)));
+    }
+
+    /// What the request's client is told, if it is.
+    #[cfg(feature = "token")]
+    pub(crate) fn timing(&self) -> Option<MutexGuard<'_, Timing>> {
+        Some(self.timing.get()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn spans(&self) -> MutexGuard<'_, Spans> {

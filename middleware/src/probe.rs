@@ -11,6 +11,8 @@ use std::{
 
 use tokio::time::Instant;
 
+#[cfg(feature = "token")]
+use crate::gate::Gate;
 use crate::{
     outcome::Outcome,
     perf::Perf,
@@ -37,6 +39,19 @@ use crate::{
 pub struct LoadMark {
     probe: Option<Probe>,
     past_limiter: bool,
+    #[cfg(feature = "token")]
+    good_for: Option<(GoodFor, Arc<Gate>)>,
+}
+
+/// For what a token is still good that was found good once. It is judged by whoever meets it first, and used
+/// up by the other.
+#[cfg(feature = "token")]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum GoodFor {
+    /// To pass by it.
+    Limiter,
+    /// To be told how long the request took.
+    Timing,
 }
 
 impl LoadMark {
@@ -70,6 +85,18 @@ impl LoadMark {
 
     pub(crate) fn take_pass(&mut self) -> bool {
         mem::take(&mut self.past_limiter)
+    }
+
+    /// A token that the request came with was good at this gate.
+    #[cfg(feature = "token")]
+    pub(crate) fn set_good_for(&mut self, what: GoodFor, gate: &Arc<Gate>) {
+        self.good_for = Some((what, gate.clone()));
+    }
+
+    /// Was one good at this gate, for this as well? It no longer is.
+    #[cfg(feature = "token")]
+    pub(crate) fn take_good_for(&mut self, what: GoodFor, gate: &Arc<Gate>) -> bool {
+        self.good_for.take_if(|(for_what, at)| *for_what == what && Arc::ptr_eq(at, gate)).is_some()
     }
 }
 

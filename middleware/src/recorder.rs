@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "token")]
+use http::{HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 
 use crate::{
     clock::Ticks,
     counters::{Counters, Ended},
-    histogram::Precision,
     outcome::Outcome,
     phase::{Entered, Origin, PhaseLog, PhaseTimes, RecorderId},
     probe::{PhaseTime, Probe, ServerRecord},
@@ -21,6 +22,8 @@ use crate::{
     slot::{SLOTS, Slot},
     sync::{self, Mutex, MutexGuard, OnceLock, PoisonError},
 };
+#[cfg(feature = "token")]
+use crate::{phase, server_timing::Timing};
 
 /// Where requests are counted, as those hold it that last: the service's handle, the layer. Clones share the
 /// counters.
@@ -59,14 +62,9 @@ fn held() -> MutexGuard<'static, BTreeMap<RecorderId, Weak<Counters>>> {
 }
 
 impl Recorder {
-    pub(crate) fn new(route_cap: usize, precision: Precision) -> Self {
-        let id = RecorderId::new();
-        let counters = Arc::new(Counters::new(route_cap, precision));
-        let mut held = held();
-        held.retain(|_, counters| counters.strong_count() > 0);
-        held.insert(id, Arc::downgrade(&counters));
-        drop(held);
-        Self::with_handles(id, &counters)
+    #[cfg(test)]
+    pub(crate) fn new(route_cap: usize, precision: crate::histogram::Precision) -> Self {
+        Counters::new(route_cap, precision).into()
     }
 
     /// Of the same counters as one that was met in a request.
@@ -87,6 +85,18 @@ impl Recorder {
     /// For a service.
     pub(crate) fn loan(&self) -> Loan {
         Loan::Kept(self.local.clone())
+    }
+}
+
+impl From<Counters> for Recorder {
+    fn from(counters: Counters) -> Self {
+        let id = RecorderId::new();
+        let counters = Arc::new(counters);
+        let mut held = held();
+        held.retain(|_, counters| counters.strong_count() > 0);
+        held.insert(id, Arc::downgrade(&counters));
+        drop(held);
+        Self::with_handles(id, &counters)
     }
 }
 
@@ -234,7 +244,7 @@ pub(crate) struct Recording {
     first_byte: u64,
     response_bytes: u64,
     probe: Option<Probe>,
-    /// From its first phase on.
+    /// From its first phase on, or from a token that is good.
     log: Option<Arc<PhaseLog>>,
     route: RouteIndex,
     /// How the request ends if nothing more happens.
@@ -293,6 +303,33 @@ impl Recording {
         self.record(self.first_byte, Outcome::of_status(status));
     }
 
+    /// The request's client is told.
+    #[cfg(feature = "token")]
+    #[cold]
+    pub(crate) fn set_timing(&mut self, timing: Timing) {
+        let id = self.recorder.id();
+        if let Some(log) = self.guard(|| phase::current(Some(id))) {
+            log.set_timing(timing);
+        }
+    }
+
+    /// Tells the client what is known when the head leaves; `length` is that of the body that follows, if it is
+    /// known. Returns whether the rest follows in trailers.
+    #[cfg(feature = "token")]
+    #[inline]
+    pub(crate) fn tell_at_head(&mut self, headers: &mut HeaderMap, length: Option<u64>) -> bool {
+        let timing = self.log.as_ref().and_then(|log| log.timing());
+        timing.is_some_and(|mut timing| {
+            timing.tell_at_head(&self.recorder, self.route, self.first_byte, headers, length)
+        })
+    }
+
+    /// What the client is told in trailers, once the request is over.
+    #[cfg(feature = "token")]
+    pub(crate) fn told_at_end(&mut self) -> Option<HeaderValue> {
+        self.log.as_ref()?.timing()?.at_end()
+    }
+
     /// Who records it.
     pub(crate) fn recorder(&self) -> &LocalRecorder {
         &self.recorder
@@ -335,8 +372,14 @@ impl Recording {
             paired: self.probe.is_some(),
             stream: self.stream,
         };
-        let phases = self.log.take().map(|log| self.on_its_way(&log, ended));
+        let log = self.log.take();
+        let phases = log.as_ref().map(|log| self.on_its_way(log, ended));
         self.recorder.leave(self.route, ended);
+        #[cfg(feature = "token")]
+        if let Some(log) = log.filter(|log| log.timing().is_some()) {
+            // It will be asked for what is told.
+            self.log = Some(log);
+        }
         if let Some(probe) = self.probe.take() {
             self.fill(probe, ended, &phases.unwrap_or_default());
         }
@@ -346,6 +389,10 @@ impl Recording {
     fn on_its_way(&self, log: &PhaseLog, ended: Ended) -> PhaseTimes {
         let phases = log.close(ended.server_time);
         self.recorder.on_its_way(self.route, ended, &phases, log.at_limiter());
+        #[cfg(feature = "token")]
+        if let Some(mut timing) = log.timing() {
+            timing.end(&self.recorder, ended, &phases);
+        }
         phases
     }
 
@@ -402,6 +449,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::histogram::Precision;
 
     fn recorder() -> Recorder {
         Recorder::new(8, Precision::default())

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tower_service::Service;
 
+#[cfg(feature = "token")]
+use crate::server_timing;
 use crate::{
     future::{Asked, PerfFuture},
     naming::{MatchedTemplate, NameRoute, RequestHead},
@@ -73,6 +75,8 @@ where
         let mut recording = recorder.enter(request.method(), template, probe);
         // A request that is cut short never says whether it passed; one that may most likely did.
         recording.set_bypassed(bypassed);
+        #[cfg(feature = "token")]
+        server_timing::judge(&mut recording, &mut request);
         if unmatched {
             // May allocate, for requests that no route answers.
             request.extensions_mut().insert(CountedBy(recording.recorder().clone()));
