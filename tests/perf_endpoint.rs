@@ -1,6 +1,6 @@
 //! `GET /perf`: what the contract promises, after real requests.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::{
     Router,
@@ -424,6 +424,51 @@ async fn the_stream_of_a_window_forgets() {
         rows.push(view["routes"].as_array().map(Vec::len));
     }
     assert_eq!((rows.first(), rows.last()), (Some(&Some(1)), Some(&Some(0))), "{rows:?}");
+}
+
+/// By the clock of the machine: each snapshot that is taken then has an uptime of its own.
+#[tokio::test]
+async fn streams_of_a_window_share_one_snapshot_a_second() {
+    const STREAMS: usize = 25;
+    let (_, rig) = service();
+    let (mut all, mut windows) = (BTreeSet::new(), BTreeSet::new());
+    let mut streams = Vec::new();
+    for n in 0..STREAMS {
+        let path = if n % 2 == 0 { "/perf/live" } else { "/perf/live?window=1m" };
+        streams.push((n % 2, open(&rig, path, &[]).await.into_body()));
+    }
+    for _ in 0..3 {
+        for (window, body) in &mut streams {
+            let view = data(&event(body).await.expect("it goes on"));
+            let taken = (*window, view["uptime_s"].to_string());
+            windows.insert(view["window_s"].is_null());
+            all.insert(taken);
+        }
+    }
+    assert_eq!(windows.len(), 2, "each has its own");
+    // Three seconds of two windows, and some more where the machine is busy; not one for each stream and second.
+    assert!((2 * 3..STREAMS).contains(&all.len()), "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_others_were_before_has_the_last_snapshot_at_once_and_then_the_same() {
+    let (_, rig) = service();
+    let mut first = open(&rig, "/perf/live", &[]).await.into_body();
+    let at_once = event(&mut first).await.expect("it goes on");
+    sleep(Duration::from_millis(400)).await;
+    rig.get("/items/7").await;
+    let (mut second, began) = (open(&rig, "/perf/live", &[]).await.into_body(), Instant::now());
+    assert_eq!(event(&mut second).await.as_ref(), Some(&at_once));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let next = event(&mut first).await;
+    assert_eq!(event(&mut second).await, next);
+    assert_eq!(began.elapsed().as_millis(), 600);
+    assert_eq!(row(&data(&next.expect("it goes on")), "/items/{id}")["requests"], 1);
+    drop((first, second));
+    // Nobody has kept it.
+    let view =
+        data(&event(&mut open(&rig, "/perf/live", &[]).await.into_body()).await.expect("one"));
+    assert_eq!(row(&view, "/items/{id}")["requests"], 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,13 +33,17 @@ where
     S: Clone + Send + Sync + 'static,
 {
     let (here, live, histogram) = (perf.clone(), perf.clone(), perf.clone());
+    let events = live::Events::new();
     // Of two merged routers without a fallback of their own, axum keeps the second one's 404: it must
     // carry the layer too, or whatever no route matches would go unseen. The routes come after the
     // layer, so they do not count themselves.
     let routes = Router::new()
         .layer(perf.layer())
         .route("/perf", only_get(get(move |head, query| show(here, head, query))))
-        .route("/perf/live", only_get(get(move |head, query| live::show(live, head, query))))
+        .route(
+            "/perf/live",
+            only_get(get(move |head, query| live::show(live, events, head, query))),
+        )
         .route(
             "/perf/histogram",
             only_get(get(move |head, query| histogram::show(histogram, head, query))),

@@ -167,6 +167,8 @@ addEventListener('online', () => { if (nextTry != null) connect(); });
 
 function remember(view) {
   const history = histories.get(state.window), before = state.before;
+  // The first event of a stream that was renewed may be the last one's again.
+  if (before?.uptime_s === view.uptime_s) return;
   const since = before && view.window_s == null && before.window_s == null ? view.uptime_s - before.uptime_s : null;
   const earlier = since > 0 ? new Map(before.routes.map(row => [keyOf(row), row.requests])) : null;
   const t = state.at / 1000, seen = new Set();
