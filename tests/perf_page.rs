@@ -214,6 +214,12 @@ async fn a_route_opens_into_its_percentiles_its_past_and_where_its_time_goes() {
     let phases = watch.browser.texts("#detail .figures:not(.scroll) tbody tr th bdi").await;
     assert_eq!(phases.first().map(String::as_str), Some("query:search"), "{phases:?}");
     assert_eq!(phases.last().map(String::as_str), Some("handler"), "{phases:?}");
+    // Beside the whole request, each phase from its p50 to its p99, on one axis.
+    let ranges = watch.browser.texts("#detail svg .label title").await;
+    assert_eq!(ranges[..2], ["whole request", "query:search"], "{ranges:?}");
+    let within = "(() => { const own = document.querySelector('#detail .own.dash').x1.baseVal.value; \
+        const line = document.querySelector('#detail line.whole').x1.baseVal.value; return Math.abs(own - line) < 2 })()";
+    assert_eq!(watch.browser.value(within).await, true);
     // The bar's pieces are as wide as their shares.
     let widths = "(() => { const bar = document.querySelector('.share'); return \
         bar.firstChild.getBoundingClientRect().width / bar.getBoundingClientRect().width })()";
@@ -464,7 +470,7 @@ async fn it_fits_a_phone_in_light_and_dark_with_and_without_motion() {
         )
         .await;
     watch.browser.value("document.querySelector('#rows .row button').click()").await;
-    watch.browser.wait("document.querySelectorAll('#detail figure svg').length === 2").await;
+    watch.browser.wait("document.querySelectorAll('#detail figure svg').length === 3").await;
     let over = "document.documentElement.scrollWidth - innerWidth";
     assert_eq!(watch.browser.value(over).await, 0);
     let background = "getComputedStyle(document.body).backgroundColor";

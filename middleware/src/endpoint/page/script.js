@@ -4,6 +4,8 @@
 
 const WINDOWS = [['10s', '10 s'], ['1m', '1 min'], ['5m', '5 min'], ['', 'since start']];
 const KEPT_S = 300, SPARK_S = 180, STALE_MS = 5000, LONGEST_WAIT_S = 30;
+// Phases that are drawn, the heaviest; the table has them all.
+const RANGES = 12;
 const POOL_USE = 0.8, CACHE_HITS = 0.8, CACHE_LOOKUPS = 20;
 
 // Elements
@@ -359,18 +361,23 @@ const chart = (label, ...children) => svg('svg', { viewBox: `0 0 ${W} ${H}`, rol
 const note = words => svg('text', { class: 'empty', x: W / 2, y: H / 2, 'text-anchor': 'middle' }, words);
 const gridX = (x, label) => [svg('line', { class: 'grid', x1: x, x2: x, y1: TOP, y2: H - BOTTOM }), svg('text', { class: 'tick', x, y: H - 6, 'text-anchor': 'middle' }, label)];
 const gridY = (y, label) => [svg('line', { class: 'grid', x1: LEFT, x2: W - RIGHT, y1: y, y2: y }), svg('text', { class: 'tick', x: LEFT - 5, y: y + 4, 'text-anchor': 'end' }, label)];
-// Ticks of a logarithmic axis: tens, and twos and fives where they are few.
-function logAxis(low, high) {
+// A logarithmic axis from 0 to 1, with ticks at tens, and at twos and fives where they are few.
+function logScale(values) {
+  const low = Math.min(...values), high = Math.max(...values);
   let from = Math.floor(Math.log10(low)), to = Math.ceil(Math.log10(high));
   if (to === from) to++;
-  const steps = to - from > 2 ? [1] : [1, 2, 5];
-  const ticks = [];
-  for (let e = from; e <= to; e++) for (const s of steps) ticks.push(s * 10 ** e);
-  const inside = ticks.filter(tick => tick >= low && tick <= high);
-  const bottom = Math.max(...ticks.filter(tick => tick <= low)), top = Math.min(...ticks.filter(tick => tick >= high));
-  const y = v => H - BOTTOM - (Math.log10(Math.max(v, bottom)) - Math.log10(bottom)) / (Math.log10(top / bottom) || 1) * (H - TOP - BOTTOM);
-  const every = [...new Set([bottom, ...inside, top])];
-  return { y, grid: every.flatMap(tick => gridY(y(tick), words(duration(tick)).replace(/\.0+(?= )/, ''))) };
+  const steps = to - from > 2 ? [1] : [1, 2, 5], all = [];
+  for (let e = from; e <= to; e++) for (const s of steps) all.push(s * 10 ** e);
+  const bottom = Math.max(...all.filter(tick => tick <= low)), top = Math.min(...all.filter(tick => tick >= high));
+  return {
+    at: v => Math.log10(Math.max(v, bottom) / bottom) / (Math.log10(top / bottom) || 1),
+    ticks: all.filter(tick => tick >= bottom && tick <= top)
+      .map(tick => [tick, words(duration(tick)).replace(/\.0+(?= )/, '')]),
+  };
+}
+function logAxis(values) {
+  const { at, ticks } = logScale(values), y = v => H - BOTTOM - at(v) * (H - TOP - BOTTOM);
+  return { y, grid: ticks.flatMap(([tick, label]) => gridY(y(tick), label)) };
 }
 
 function percentiles(row) {
@@ -382,7 +389,7 @@ function percentiles(row) {
   if (points.length < 2) return el('figure', {}, caption, chart('Latency by percentile: too few samples', note('too few samples')));
   const nines = q => -Math.log10(1 - q), most = Math.max(1, nines(points.at(-1)[0]));
   const x = q => LEFT + nines(q) / most * (W - LEFT - RIGHT);
-  const values = points.map(([, us]) => us), { y, grid } = logAxis(Math.min(...values), Math.max(...values));
+  const values = points.map(([, us]) => us), { y, grid } = logAxis(values);
   const marks = [[0, '0'], [0.5, 'p50'], [0.9, 'p90'], [0.99, 'p99'], [0.999, 'p99.9'], [0.9999, 'p99.99'], [0.99999, 'p99.999']];
   const line = points.map(([q, us], i) => `${i ? 'L' : 'M'}${x(q).toFixed(1)} ${y(us).toFixed(1)}`).join('');
   return el('figure', {}, caption, chart(label, ...grid, ...marks.filter(([q]) => nines(q) <= most + 1e-9).flatMap(([q, name]) => gridX(x(q), name)),
@@ -396,7 +403,7 @@ function overTime(row) {
   const values = points.flatMap(point => [point.p50, point.p99]).filter(us => us > 0);
   if (!values.length) return el('figure', {}, caption, chart('Latency over time: too few samples', note('too few samples')));
   const length = Math.min(KEPT_S, Math.max(30, end - points[0].t));
-  const x = t => W - RIGHT - (end - t) / length * (W - LEFT - RIGHT), { y, grid } = logAxis(Math.min(...values), Math.max(...values));
+  const x = t => W - RIGHT - (end - t) / length * (W - LEFT - RIGHT), { y, grid } = logAxis(values);
   const step = [10, 30, 60].find(s => length / s <= 6) ?? 60, marks = [];
   for (let s = 0; s <= length; s += step) marks.push(...gridX(x(end - s), s ? `−${s} s` : 'now'));
   const line = (kind, of) => svg('g', { class: kind }, svg('path', { class: kind === 'k1' ? 'line dash' : 'line', d: path(points.map(point => [point.t, of(point)]), x, y) }));
@@ -416,11 +423,49 @@ const byWeight = phases => Object.entries(phases).map(([name, times]) => ({ name
   .sort((a, b) => (a.name === 'handler') - (b.name === 'handler') || b.total - a.total);
 const shade = (phase, i) => phase.name === 'handler' ? 'rest' : `p${Math.min(i, 7)}`;
 
+// From each phase's median to its 99th percentile, beside the route's own. What is added up is means alone.
+// A phase that takes less than a thousandth of the longest, even in the tail, would squeeze the others.
+function ranges(list, latency) {
+  const tail = times => times.p99_us ?? times.p50_us, least = Math.max(...list.map(({ times }) => tail(times) ?? 0)) / 1000;
+  const lines = [{ name: 'whole request', times: latency, kind: 'whole' },
+    ...list.map((phase, i) => ({ ...phase, kind: shade(phase, i) }))]
+    .filter(({ times }) => times.p50_us > 0 && tail(times) >= least).slice(0, 1 + RANGES);
+  if (lines.length < 2) return [];
+  const wide = Math.max(260, slots.phases.clientWidth || W), gutter = Math.min(180, wide * 0.32);
+  const top = 16, step = 22, bottom = top + lines.length * step;
+  const { at, ticks } = logScale(lines.flatMap(({ times }) => [Math.max(times.p50_us, least), tail(times)]));
+  const x = us => gutter + at(us) * (wide - gutter - RIGHT);
+  const upright = (us, kind) => svg('line', { class: kind, x1: x(us), x2: x(us), y1: top, y2: bottom });
+  const tick = ([us, label]) => [upright(us, 'grid'),
+    svg('text', { class: 'tick', x: x(us), y: bottom + 15, 'text-anchor': 'middle' }, label)];
+  // Where there is no room for every label, those of tens.
+  const room = ticks.length * 46 < wide - gutter ? ticks : ticks.filter(([us]) => Math.log10(us) % 1 === 0);
+  const own = [['p50_us', 'p50', 'end', -3, 'own dash'], ['p99_us', 'p99', 'start', 3, 'own']]
+    .filter(([key]) => latency[key] > 0).flatMap(([key, name, anchor, aside, kind]) => [upright(latency[key], kind),
+      svg('text', { class: 'tick', x: x(latency[key]) + aside, y: 11, 'text-anchor': anchor }, name)]);
+  const most = Math.floor(gutter / 6.6), cut = name => name.length > most ? `${name.slice(0, most - 1)}…` : name;
+  const marks = lines.flatMap(({ name, times, kind }, i) => {
+    const y = top + (i + 0.5) * step, from = x(times.p50_us), to = x(tail(times));
+    const mean = times.mean_us > 0 ? [svg('circle', { class: `mean ${kind}`, cx: x(times.mean_us), cy: y, r: 3.5 })] : [];
+    return [svg('text', { class: 'label', x: 0, y: y + 4 }, svg('title', {}, visible(name)), cut(visible(name))),
+      svg('line', { class: `range ${kind}`, x1: from - 1, x2: Math.max(to, from) + 1, y1: y, y2: y }), ...mean];
+  });
+  const said = lines.map(({ name, times }) =>
+    `${visible(name)} ${words(duration(times.p50_us))} to ${words(duration(times.p99_us))}`).join(', ');
+  return [el('figure', {}, el('figcaption', {}, el('b', {}, 'At the median and in the tail'),
+    el('span', { class: 'soft' }, 'line: p50 to p99 of those that were in the phase'),
+    el('span', { class: 'soft' }, 'dot: their mean'),
+    el('span', { class: 'soft' }, 'upright: p50 and p99 of whole requests, successes')),
+  svg('svg', { viewBox: `0 0 ${wide} ${bottom + 20}`, role: 'img', 'aria-label': `From p50 to p99: ${said}` },
+    ...room.flatMap(tick), ...own, ...marks))];
+}
+
 function whereTimeGoes(row) {
-  const parts = [['Where the time goes', row.phases, row.overlap], ['Where the time of load past the limiter goes', row.load?.phases, row.load?.overlap]];
+  const parts = [['Where the time goes', row.phases, row.overlap, row.latency],
+    ['Where the time of load past the limiter goes', row.load?.phases, row.load?.overlap, row.load?.latency]];
   const found = parts.filter(([, phases]) => phases && Object.keys(phases).length);
   if (!found.length) return [el('p', { class: 'note' }, 'No phase of this route was recorded: nothing watched was waited for.')];
-  return found.flatMap(([title, phases, overlap]) => {
+  return found.flatMap(([title, phases, overlap, latency]) => {
     const list = byWeight(phases), whole = sum(list.map(phase => phase.total)) || 1, requests = phases.handler?.count ?? Math.max(...list.map(phase => phase.times.count));
     const bar = el('div', { class: 'share', role: 'img', 'aria-label': list.map(phase => `${visible(phase.name)} ${words(percent(phase.total / whole))}`).join(', ') });
     list.forEach((phase, i) => {
@@ -432,8 +477,10 @@ function whereTimeGoes(row) {
       cell(percent(phase.total / whole)), cell(duration(requests ? phase.total / requests : null)), cell(count(phase.times.count)),
       ...['mean_us', 'p50_us', 'p99_us', 'max_us'].map(name => cell(duration(phase.times[name])))));
     const said = overlap ? `${words(count(overlap.requests))} requests were in several phases at once: their parts add up to ${words(duration(overlap.total_us / overlap.requests))} more than their time, on average.` : null;
-    return [el('h3', {}, title), bar, listing(title, ['phase', 'share', 'per request', 'requests', 'mean', 'p50', 'p99', 'max'], rows),
-      el('p', { class: 'note' }, `Over the ${words(count(requests))} requests that were in any phase, however they ended; the other columns count only those that were in the phase at hand. Percentiles of parts do not add up. ${said ?? ''}`)];
+    const mean = el('figcaption', {}, el('b', {}, 'On average'),
+      el('span', { class: 'soft' }, `${words(duration(requests ? whole / requests : null))} a request, however it ended`));
+    return [el('h3', {}, title), el('figure', {}, mean, bar), ...ranges(list, latency), listing(title, ['phase', 'share', 'per request', 'requests', 'mean', 'p50', 'p99', 'max'], rows),
+      el('p', { class: 'note' }, `Over the ${words(count(requests))} requests that were in any phase, however they ended; the other columns count only those that were in the phase at hand. Phases are slow in different requests: their percentiles do not add up to those of the whole. ${said ?? ''}`)];
   });
 }
 
