@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{Router, http::StatusCode, routing::get};
-use parallax_middleware::{BearerGuard, Perf, RequestHead};
+use parallax_middleware::{BearerGuard, Perf, RequestHead, Window};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::support::{
     browser::Browser,
+    eventually,
     listening::{App, Listening},
     rig::request,
 };
@@ -229,6 +230,30 @@ async fn a_route_opens_into_its_percentiles_its_past_and_where_its_time_goes() {
         watch.browser.value("document.querySelector('#detail')").await,
         serde_json::Value::Null
     );
+    watch.assert_content();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn graphs_begin_before_the_page_was_opened() {
+    let perf = Perf::new();
+    let app = Router::new().route("/once", get(async || "")).layer(perf.layer());
+    // Somebody has looked before.
+    let _ = perf.window(Window::TenSeconds);
+    let mut watch = Watch::of(perf.clone(), app.merge(perf.routes()), &[("/once", 400)]).await;
+    // What was then is in no window that the page opens with.
+    eventually("the last ten seconds are empty", async || {
+        (perf.window(Window::TenSeconds).recorded() == 0).then_some(())
+    })
+    .await;
+    let url = format!("http://{}/perf", watch.server.address());
+    watch.browser.open(&url).await;
+    // The line comes down from the top: the page itself saw no request.
+    let line = "document.querySelector('#rows .spark path')?.getAttribute('d') ?? ''";
+    watch.browser.wait(&format!("/^M[0-9.]+ 1\\.0L/.test({line})")).await;
+    watch.browser.click("#rows button").await;
+    watch.browser.wait("document.querySelectorAll('#detail .k1 .line').length === 1").await;
+    let said = watch.browser.texts("#detail figcaption .soft").await;
+    assert!(said.iter().any(|text| text.starts_with("before this page was opened")), "{said:?}");
     watch.assert_content();
 }
 

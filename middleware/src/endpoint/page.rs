@@ -28,7 +28,7 @@ const PAGE: &str = concat!(
 /// Nothing may run or be shown but this script and this style, by their hashes: a test compares them. The
 /// script may ask the service that it came from, and nobody else.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-PLsvbMhZQ13LQp3IMCtF8IGkiGZYfVy7GXbnfORblL4='; \
+    script-src 'sha256-UP3ytIiGfLFclpxOZQ/F+JEZW8FRHPIAG3t1+KaH19E='; \
     style-src 'sha256-0OKXiZCHOgw/ENi8f3+a+KcAnH8323oRdBRk4YEzFAQ='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

@@ -165,7 +165,20 @@ setInterval(() => {
 }, 1000);
 addEventListener('online', () => { if (nextTry != null) connect(); });
 
-// The last minutes, as this page has seen them
+// The last minutes, as this page has seen them; before that, as the service remembers them
+
+// Its intervals are longer. Their figures stand at their ends, as do those of the windows.
+function recall(past) {
+  const now = Date.now() / 1000;
+  for (const [name, history] of histories) for (const row of past.routes) {
+    const key = keyOf(row), seen = history.get(key) ?? [], first = seen[0]?.t ?? now;
+    const earlier = past.intervals.map(([ago, length], i) => ({
+      t: now - ago, length, rate: row.requests[i] / length,
+      p50: name ? row.p50_us[i] : null, p99: name ? row.p99_us[i] : null,
+    }));
+    history.set(key, [...earlier.filter(point => point.t < first), ...seen]);
+  }
+}
 
 function remember(view) {
   const history = histories.get(state.window), before = state.before;
@@ -195,10 +208,10 @@ function remember(view) {
 // A line through points in time; where nothing was heard for some seconds, or there is no figure, it is broken.
 function path(points, x, y) {
   let d = '', last = null;
-  for (const [t, value] of points) {
+  for (const [t, value, length] of points) {
     if (value == null) { last = null; continue; }
-    d += `${last == null || t - last > 3.5 ? 'M' : 'L'}${x(t).toFixed(1)} ${y(value).toFixed(1)}`;
-    last = t;
+    d += `${last == null || t > last ? 'M' : 'L'}${x(t).toFixed(1)} ${y(value).toFixed(1)}`;
+    last = t + (length ? 2 * length : 3.5);
   }
   return d;
 }
@@ -227,7 +240,7 @@ function figures(row) {
   row.element.classList.toggle('idle', !row.data.requests && !row.data.in_flight);
   const points = histories.get(state.window).get(row.key) ?? [], end = state.at / 1000;
   const top = Math.max(1e-9, ...points.map(point => point.rate ?? 0));
-  row.line.setAttribute('d', path(points.filter(point => point.t > end - SPARK_S).map(point => [point.t, point.rate]),
+  row.line.setAttribute('d', path(points.filter(point => point.t > end - SPARK_S).map(point => [point.t, point.rate, point.length]),
     t => 100 - (end - t) / SPARK_S * 100, v => 19 - v / top * 18));
 }
 
@@ -399,14 +412,19 @@ function percentiles(row) {
 function overTime(row) {
   const caption = el('figcaption', {}, el('b', {}, 'Latency over time'), el('span', { class: 'k0' }, el('i', { class: 'key' }), 'p99'), el('span', { class: 'k1' }, el('i', { class: 'key dash' }), 'p50'),
     el('span', { class: 'soft' }, state.window ? `each over ${WINDOWS.find(([name]) => name === state.window)[1]}` : 'each since the start'));
-  const points = histories.get(state.window).get(row.key) ?? [], end = state.at / 1000;
+  // What the service remembers has no percentiles since the start.
+  const all = histories.get(state.window).get(row.key) ?? [], end = state.at / 1000;
+  const points = state.window ? all : all.filter(point => !point.length);
+  if (points[0]?.length) {
+    caption.append(el('span', { class: 'soft' }, 'before this page was opened, over 6 or 30 s'));
+  }
   const values = points.flatMap(point => [point.p50, point.p99]).filter(us => us > 0);
   if (!values.length) return el('figure', {}, caption, chart('Latency over time: too few samples', note('too few samples')));
   const length = Math.min(KEPT_S, Math.max(30, end - points[0].t));
   const x = t => W - RIGHT - (end - t) / length * (W - LEFT - RIGHT), { y, grid } = logAxis(values);
   const step = [10, 30, 60].find(s => length / s <= 6) ?? 60, marks = [];
   for (let s = 0; s <= length; s += step) marks.push(...gridX(x(end - s), s ? `−${s} s` : 'now'));
-  const line = (kind, of) => svg('g', { class: kind }, svg('path', { class: kind === 'k1' ? 'line dash' : 'line', d: path(points.map(point => [point.t, of(point)]), x, y) }));
+  const line = (kind, of) => svg('g', { class: kind }, svg('path', { class: kind === 'k1' ? 'line dash' : 'line', d: path(points.map(point => [point.t, of(point), point.length]), x, y) }));
   const last = points.at(-1);
   return el('figure', {}, caption, chart(`Latency over time, now p50 ${words(duration(last.p50))} and p99 ${words(duration(last.p99))}`, ...grid, ...marks, line('k0', p => p.p99), line('k1', p => p.p50)));
 }
@@ -635,8 +653,10 @@ document.addEventListener('keydown', event => {
 });
 text($('host'), location.host);
 
-// Which routes there are, also those that nobody asks for at the moment.
-fetch(address('perf'), { headers: { accept: 'application/json' } }).then(response => response.json()).then(view => {
+// Which routes there are, also those that nobody asks for at the moment, and their past.
+const read = path => fetch(address(path), { headers: { accept: 'application/json' } }).then(found => found.json());
+read('perf/history').then(past => { recall(past); if (state.view) render(); }).catch(() => {});
+read('perf').then(view => {
   for (const row of view.routes) {
     const key = keyOf(row);
     if (rows.has(key)) continue;
