@@ -531,8 +531,8 @@ async fn draws_the_pictures() {
         .await;
     sleep(Duration::from_millis(2_500)).await;
     for (name, width, height, scheme) in [
-        ("perf.png", 1180, 2080, "light"),
-        ("perf-dark.png", 1180, 2080, "dark"),
+        ("perf.png", 1180, 2480, "light"),
+        ("perf-dark.png", 1180, 2480, "dark"),
         ("perf-phone.png", 390, 2400, "light"),
     ] {
         watch.browser.resize(width, height).await;

@@ -28,7 +28,7 @@ const PAGE: &str = concat!(
 /// Nothing may run or be shown but this script and this style, by their hashes: a test compares them. The
 /// script may ask the service that it came from, and nobody else.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-UP3ytIiGfLFclpxOZQ/F+JEZW8FRHPIAG3t1+KaH19E='; \
+    script-src 'sha256-LT6abUvV/yxeRcRsXhSz31FhpZJ0w/HbXwRzRQlgit4='; \
     style-src 'sha256-0OKXiZCHOgw/ENi8f3+a+KcAnH8323oRdBRk4YEzFAQ='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
