@@ -28,3 +28,5 @@ mod support;
 mod virtual_time;
 // What a load looks like over time, and flows.
 mod workloads;
+// What an independent load generator counts, and what `GET /perf` does.
+mod wrk;

@@ -1,6 +1,6 @@
 //! `GET /perf`: what the contract promises, after real requests.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use axum::{
     Router,
@@ -329,7 +329,7 @@ async fn a_window_that_there_is_not_is_explained() {
 #[tokio::test]
 async fn other_methods_are_told_what_there_is() {
     let (_, rig) = service();
-    for path in ["/perf", "/perf/live", "/perf/histogram"] {
+    for path in ["/perf", "/perf/live", "/perf/history", "/perf/histogram"] {
         let response = rig.open(request("POST", path)).await;
         assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(response.headers()["allow"], "GET,HEAD");
@@ -426,6 +426,51 @@ async fn the_stream_of_a_window_forgets() {
     assert_eq!((rows.first(), rows.last()), (Some(&Some(1)), Some(&Some(0))), "{rows:?}");
 }
 
+/// By the clock of the machine: each snapshot that is taken then has an uptime of its own.
+#[tokio::test]
+async fn streams_of_a_window_share_one_snapshot_a_second() {
+    const STREAMS: usize = 25;
+    let (_, rig) = service();
+    let (mut all, mut windows) = (BTreeSet::new(), BTreeSet::new());
+    let mut streams = Vec::new();
+    for n in 0..STREAMS {
+        let path = if n % 2 == 0 { "/perf/live" } else { "/perf/live?window=1m" };
+        streams.push((n % 2, open(&rig, path, &[]).await.into_body()));
+    }
+    for _ in 0..3 {
+        for (window, body) in &mut streams {
+            let view = data(&event(body).await.expect("it goes on"));
+            let taken = (*window, view["uptime_s"].to_string());
+            windows.insert(view["window_s"].is_null());
+            all.insert(taken);
+        }
+    }
+    assert_eq!(windows.len(), 2, "each has its own");
+    // Three seconds of two windows, and some more where the machine is busy; not one for each stream and second.
+    assert!((2 * 3..STREAMS).contains(&all.len()), "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_others_were_before_has_the_last_snapshot_at_once_and_then_the_same() {
+    let (_, rig) = service();
+    let mut first = open(&rig, "/perf/live", &[]).await.into_body();
+    let at_once = event(&mut first).await.expect("it goes on");
+    sleep(Duration::from_millis(400)).await;
+    rig.get("/items/7").await;
+    let (mut second, began) = (open(&rig, "/perf/live", &[]).await.into_body(), Instant::now());
+    assert_eq!(event(&mut second).await.as_ref(), Some(&at_once));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let next = event(&mut first).await;
+    assert_eq!(event(&mut second).await, next);
+    assert_eq!(began.elapsed().as_millis(), 600);
+    assert_eq!(row(&data(&next.expect("it goes on")), "/items/{id}")["requests"], 1);
+    drop((first, second));
+    // Nobody has kept it.
+    let view =
+        data(&event(&mut open(&rig, "/perf/live", &[]).await.into_body()).await.expect("one"));
+    assert_eq!(row(&view, "/items/{id}")["requests"], 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_stream_ends_when_nobody_counts_any_more() {
     let (perf, rig) = service();
@@ -456,6 +501,48 @@ async fn a_graceful_shutdown_does_not_wait_for_those_who_watch() {
     assert_eq!(client.head().await.expect("it answers").status, 200);
     perf.end_streams();
     timeout(Duration::from_secs(15), server.shut_down()).await.expect("it takes a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_history_has_the_last_minutes_from_when_somebody_first_looked() {
+    let (_, rig) = service();
+    let history = async || {
+        let (status, headers, text) = ask(&rig, "/perf/history", &[]).await;
+        let form = (status, &headers["content-type"], &headers["cache-control"]);
+        assert_eq!(form, (StatusCode::OK, &json_type(), &"no-store".parse().expect("a value")));
+        serde_json::from_str::<Value>(&text).expect("it is JSON")
+    };
+    assert_eq!(
+        history().await,
+        json!({"schema": "parallax.history/1", "intervals": [], "routes": []})
+    );
+    // Between two samples, so that it is plain which one sees a request.
+    sleep(Duration::from_millis(500)).await;
+    for second in 0..122 {
+        for _ in 0..if second < 60 { 1 } else { 60 } {
+            rig.get("/items/7").await;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    let view = history().await;
+    let intervals: Vec<(f64, f64)> =
+        serde_json::from_value(view["intervals"].clone()).expect("it is pairs");
+    assert!(
+        intervals.iter().rev().is_sorted_by(|later, earlier| later.0 < earlier.0),
+        "{intervals:?}"
+    );
+    let lengths: Vec<u64> = intervals.iter().map(|(_, length)| length.round() as u64).collect();
+    assert_eq!(lengths, [30, 30, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6]);
+    let row = row(&view, "/items/{id}");
+    assert_eq!((&row["method"], &row["requests"][0]), (&json!("GET"), &json!(30)));
+    assert!(row["requests"].as_array().expect("an array").iter().skip(2).all(|n| *n == 360));
+    // 30 requests say nothing of a hundredth of them, and 360 do.
+    let known = |figure: &str, n: usize| row[figure][n].is_number();
+    assert_eq!((known("p50_us", 0), known("p99_us", 0), known("p99_us", 11)), (true, false, true));
+}
+
+fn json_type() -> http::HeaderValue {
+    http::HeaderValue::from_static("application/json")
 }
 
 const ITEMS: &str = "/perf/histogram?method=GET&route=/items/%7Bid%7D";
@@ -547,7 +634,7 @@ fn guarded() -> Rig {
 async fn without_the_token_nobody_sees_anything() {
     let rig = guarded();
     let wrong = format!("Bearer {}", TOKEN.replace('f', "e"));
-    for path in ["/perf", "/perf/live", "/perf/histogram"] {
+    for path in ["/perf", "/perf/live", "/perf/history", "/perf/histogram"] {
         for headers in [&[][..], &[("authorization", wrong.as_str())], &[("accept", BROWSER)]] {
             let (status, answer, text) = ask(&rig, path, headers).await;
             assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
@@ -590,7 +677,7 @@ async fn nothing_that_a_client_sent_is_shown_to_those_who_watch() {
     sent.headers_mut().insert("authorization", secret.parse().expect("a value"));
     rig.send(sent).await;
     rig.get(&format!("/{secret}")).await;
-    for path in ["/perf", "/perf?window=10s", ITEMS] {
+    for path in ["/perf", "/perf?window=10s", "/perf/history", ITEMS] {
         let (_, _, text) = ask(&rig, path, &[("accept", "application/json")]).await;
         assert!(!text.contains(secret), "{path}: {text}");
     }

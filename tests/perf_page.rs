@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::{Router, http::StatusCode, routing::get};
-use parallax_middleware::{BearerGuard, Perf, RequestHead};
+use parallax_middleware::{BearerGuard, Perf, RequestHead, Window};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::support::{
     browser::Browser,
+    eventually,
     listening::{App, Listening},
     rig::request,
 };
@@ -214,6 +215,12 @@ async fn a_route_opens_into_its_percentiles_its_past_and_where_its_time_goes() {
     let phases = watch.browser.texts("#detail .figures:not(.scroll) tbody tr th bdi").await;
     assert_eq!(phases.first().map(String::as_str), Some("query:search"), "{phases:?}");
     assert_eq!(phases.last().map(String::as_str), Some("handler"), "{phases:?}");
+    // Beside the whole request, each phase from its p50 to its p99, on one axis.
+    let ranges = watch.browser.texts("#detail svg .label title").await;
+    assert_eq!(ranges[..2], ["whole request", "query:search"], "{ranges:?}");
+    let within = "(() => { const own = document.querySelector('#detail .own.dash').x1.baseVal.value; \
+        const line = document.querySelector('#detail line.whole').x1.baseVal.value; return Math.abs(own - line) < 2 })()";
+    assert_eq!(watch.browser.value(within).await, true);
     // The bar's pieces are as wide as their shares.
     let widths = "(() => { const bar = document.querySelector('.share'); return \
         bar.firstChild.getBoundingClientRect().width / bar.getBoundingClientRect().width })()";
@@ -223,6 +230,30 @@ async fn a_route_opens_into_its_percentiles_its_past_and_where_its_time_goes() {
         watch.browser.value("document.querySelector('#detail')").await,
         serde_json::Value::Null
     );
+    watch.assert_content();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn graphs_begin_before_the_page_was_opened() {
+    let perf = Perf::new();
+    let app = Router::new().route("/once", get(async || "")).layer(perf.layer());
+    // Somebody has looked before.
+    let _ = perf.window(Window::TenSeconds);
+    let mut watch = Watch::of(perf.clone(), app.merge(perf.routes()), &[("/once", 400)]).await;
+    // What was then is in no window that the page opens with.
+    eventually("the last ten seconds are empty", async || {
+        (perf.window(Window::TenSeconds).recorded() == 0).then_some(())
+    })
+    .await;
+    let url = format!("http://{}/perf", watch.server.address());
+    watch.browser.open(&url).await;
+    // The line comes down from the top: the page itself saw no request.
+    let line = "document.querySelector('#rows .spark path')?.getAttribute('d') ?? ''";
+    watch.browser.wait(&format!("/^M[0-9.]+ 1\\.0L/.test({line})")).await;
+    watch.browser.click("#rows button").await;
+    watch.browser.wait("document.querySelectorAll('#detail .k1 .line').length === 1").await;
+    let said = watch.browser.texts("#detail figcaption .soft").await;
+    assert!(said.iter().any(|text| text.starts_with("before this page was opened")), "{said:?}");
     watch.assert_content();
 }
 
@@ -464,7 +495,7 @@ async fn it_fits_a_phone_in_light_and_dark_with_and_without_motion() {
         )
         .await;
     watch.browser.value("document.querySelector('#rows .row button').click()").await;
-    watch.browser.wait("document.querySelectorAll('#detail figure svg').length === 2").await;
+    watch.browser.wait("document.querySelectorAll('#detail figure svg').length === 3").await;
     let over = "document.documentElement.scrollWidth - innerWidth";
     assert_eq!(watch.browser.value(over).await, 0);
     let background = "getComputedStyle(document.body).backgroundColor";
@@ -500,8 +531,8 @@ async fn draws_the_pictures() {
         .await;
     sleep(Duration::from_millis(2_500)).await;
     for (name, width, height, scheme) in [
-        ("perf.png", 1180, 2080, "light"),
-        ("perf-dark.png", 1180, 2080, "dark"),
+        ("perf.png", 1180, 2480, "light"),
+        ("perf-dark.png", 1180, 2480, "dark"),
         ("perf-phone.png", 390, 2400, "light"),
     ] {
         watch.browser.resize(width, height).await;

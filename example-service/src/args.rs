@@ -1,9 +1,15 @@
 //! The configuration as it is typed: flags and environment.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    env::{self, VarError},
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
-use parallax_middleware::TokenKeys;
+use parallax_middleware::{BearerGuard, TokenKeys};
 
 use crate::config::{ApiKey, Config, ConfigError, DEFAULT_DATABASE_URL};
 
@@ -41,6 +47,10 @@ pub struct ConfigArgs {
     /// [default: no token is taken]
     #[arg(long, env = "EXAMPLE_BYPASS_KEY_FILE", value_name = "FILE")]
     pub bypass_key_file: Option<PathBuf>,
+    /// File with the token that opens /perf, also in a browser, as the password; or set EXAMPLE_PERF_TOKEN
+    /// [default: /perf opens with an API key]
+    #[arg(long, env = "EXAMPLE_PERF_TOKEN_FILE", value_name = "FILE")]
+    pub perf_token_file: Option<PathBuf>,
     /// Connections that read [default: 16 on SQLite, 20 on PostgreSQL]
     #[arg(long, env = "EXAMPLE_DATABASE_CONNECTIONS", value_name = "COUNT")]
     pub database_connections: Option<u32>,
@@ -65,6 +75,8 @@ pub struct ConfigArgs {
 
 /// The keys of bypass tokens in the environment, as `parallax token` finds them too.
 const BYPASS_KEYS_VARIABLE: &str = "PARALLAX_BYPASS_KEY";
+/// The token of `/perf` in the environment.
+const PERF_TOKEN_VARIABLE: &str = "EXAMPLE_PERF_TOKEN";
 /// Keys in the environment, separated by commas.
 const KEYS_VARIABLE: &str = "EXAMPLE_API_KEYS";
 
@@ -91,9 +103,9 @@ impl ConfigArgs {
         if let Some(addr) = addr {
             builder = builder.addr(addr);
         }
-        let mut keys = keys_in(&std::env::var(KEYS_VARIABLE).unwrap_or_default(), ',')?;
+        let mut keys = keys_in(&env::var(KEYS_VARIABLE).unwrap_or_default(), ',')?;
         if let Some(path) = &self.api_key_file {
-            let text = std::fs::read_to_string(path).map_err(|error| ConfigError::KeyFile {
+            let text = fs::read_to_string(path).map_err(|error| ConfigError::KeyFile {
                 path: path.display().to_string(),
                 reason: error.to_string(),
             })?;
@@ -101,6 +113,9 @@ impl ConfigArgs {
         }
         if let Some(keys) = self.bypass_keys()? {
             builder = builder.bypass_keys(keys);
+        }
+        if let Some(guard) = self.perf_guard()? {
+            builder = builder.perf_guard(guard);
         }
         if keys.is_empty() && missing_key == MissingKey::Invent {
             keys.push(ApiKey::random());
@@ -111,28 +126,35 @@ impl ConfigArgs {
 
 impl ConfigArgs {
     fn bypass_keys(&self) -> Result<Option<TokenKeys>, ConfigError> {
-        let refused = |place: String, reason: String| ConfigError::BypassKeys { place, reason };
-        let (place, text) = match &self.bypass_key_file {
-            Some(path) => {
-                let place = path.display().to_string();
-                match std::fs::read_to_string(path) {
-                    Ok(text) => (place, text),
-                    Err(error) => return Err(refused(place, error.to_string())),
-                }
-            }
-            None => match std::env::var(BYPASS_KEYS_VARIABLE) {
-                Ok(text) => (BYPASS_KEYS_VARIABLE.to_owned(), text),
-                Err(std::env::VarError::NotPresent) => return Ok(None),
-                Err(std::env::VarError::NotUnicode(_)) => {
-                    return Err(refused(
-                        BYPASS_KEYS_VARIABLE.to_owned(),
-                        "they are no text".to_owned(),
-                    ));
-                }
-            },
-        };
-        TokenKeys::parse(&text).map(Some).map_err(|error| refused(place, error.to_string()))
+        let parse = |text: &str| TokenKeys::parse(text).map_err(|error| error.to_string());
+        secret(self.bypass_key_file.as_deref(), BYPASS_KEYS_VARIABLE, parse)
+            .map_err(|(place, reason)| ConfigError::BypassKeys { place, reason })
     }
+
+    fn perf_guard(&self) -> Result<Option<BearerGuard>, ConfigError> {
+        let parse =
+            |text: &str| BearerGuard::new(text.trim_end()).map_err(|error| error.to_string());
+        secret(self.perf_token_file.as_deref(), PERF_TOKEN_VARIABLE, parse)
+            .map_err(|(place, reason)| ConfigError::PerfToken { place, reason })
+    }
+}
+
+/// A secret from a file, or else from the environment, if it is there; or the place that it is from, and what is
+/// wrong with it.
+fn secret<T>(
+    file: Option<&Path>,
+    variable: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Option<T>, (String, String)> {
+    let place = file.map_or_else(|| variable.to_owned(), |path| path.display().to_string());
+    let text = match file {
+        Some(path) => fs::read_to_string(path).map_err(|error| error.to_string()),
+        None => match env::var(variable) {
+            Err(VarError::NotPresent) => return Ok(None),
+            text => text.map_err(|_| "it is no text".to_owned()),
+        },
+    };
+    text.and_then(|text| parse(&text)).map(Some).map_err(|reason| (place, reason))
 }
 
 /// By hand, so that no password is shown.

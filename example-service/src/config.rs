@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, num::NonZeroU32, time::Duration};
 
-use parallax_middleware::TokenKeys;
+use parallax_middleware::{BearerGuard, TokenKeys};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -21,6 +21,8 @@ pub struct Config {
     pub(crate) api_keys: Vec<ApiKey>,
     /// Keys of the tokens that let load by the limiter; without any, no token does.
     pub(crate) bypass_keys: Option<TokenKeys>,
+    /// Who may look at `/perf`; without it, whoever has an API key.
+    pub(crate) perf_guard: Option<BearerGuard>,
     addr: SocketAddr,
     /// Connections that read, 1 or more; on PostgreSQL the writer takes one of them.
     pub(crate) database_connections: u32,
@@ -77,6 +79,10 @@ impl Config {
                 "bypass tokens",
                 if self.bypass_keys.is_some() { "taken" } else { "refused" }.to_owned(),
             ),
+            (
+                "/perf opens with",
+                if self.perf_guard.is_some() { "its token" } else { "an API key" }.to_owned(),
+            ),
             ("rate limit", format!("{} requests per 60 s and key", self.rate_limit)),
             ("model refresh interval", format!("{:?}", self.model_refresh_interval)),
         ]
@@ -92,6 +98,7 @@ pub struct ConfigBuilder {
     redis_url: Option<SecretUrl>,
     api_keys: Vec<ApiKey>,
     bypass_keys: Option<TokenKeys>,
+    perf_guard: Option<BearerGuard>,
     addr: SocketAddr,
     database_connections: Option<u32>,
     redis_connections: usize,
@@ -108,6 +115,7 @@ impl Default for ConfigBuilder {
             redis_url: None,
             api_keys: Vec::new(),
             bypass_keys: None,
+            perf_guard: None,
             addr: SocketAddr::from(([127, 0, 0, 1], 3000)),
             database_connections: None,
             redis_connections: 32,
@@ -145,6 +153,14 @@ impl ConfigBuilder {
     #[must_use]
     pub fn bypass_keys(mut self, keys: TokenKeys) -> Self {
         self.bypass_keys = Some(keys);
+        self
+    }
+
+    /// Opens `/perf` to those who know the guard's token, in a browser too, and to nobody else; to those with an
+    /// API key if no guard is given.
+    #[must_use]
+    pub fn perf_guard(mut self, guard: BearerGuard) -> Self {
+        self.perf_guard = Some(guard);
         self
     }
 
@@ -245,6 +261,7 @@ impl ConfigBuilder {
             redis_url: self.redis_url,
             api_keys: self.api_keys,
             bypass_keys: self.bypass_keys,
+            perf_guard: self.perf_guard,
             addr: self.addr,
             database_connections,
             redis_connections: self.redis_connections,
@@ -314,6 +331,14 @@ pub enum ConfigError {
         /// Where they are from.
         place: String,
         /// What is wrong with them.
+        reason: String,
+    },
+    /// The token of `/perf`.
+    #[error("the token of /perf in {place} is not usable: {reason}")]
+    PerfToken {
+        /// Where it is from.
+        place: String,
+        /// What is wrong with it.
         reason: String,
     },
     /// The file with the keys.

@@ -34,9 +34,9 @@
 //!
 //! # Routes
 //!
-//! All but `GET /health` need the header `x-api-key`. Ids are whole numbers of 1 or more. `limit` is 1 to
-//! 100, and 10 where it is left out. Bodies are JSON of up to 4 MiB. Fields that are not named here are
-//! ignored.
+//! All but `GET /health` need the header `x-api-key`. With [a token](ConfigBuilder::perf_guard), `/perf` needs that
+//! instead, and a browser can open it. Ids are whole numbers of 1 or more. `limit` is 1 to 100, and 10 where it is
+//! left out. Bodies are JSON of up to 4 MiB. Fields that are not named here are ignored.
 //!
 //! | route | answers |
 //! |---|---|
@@ -48,7 +48,7 @@
 //! | `GET /trending?limit=` | 200 `{"items":[…]}` |
 //! | `GET /search?q=&limit=` | 200 `{"items":[…]}` |
 //! | `GET /health` | 200, or 503 while the database cannot be read; see below |
-//! | `GET /perf` | 200 what the Parallax layer has recorded |
+//! | `GET /perf` and below | 200 what the Parallax layer has recorded; in a browser, a page of it |
 //!
 //! **`POST /entities`** takes 1 to 1,000 entities, as an array or as `{"items":[…]}`:
 //! `{"id":1,"title":"Green tea","category":"drinks"}`. The title has 1 to 200 characters, the category up

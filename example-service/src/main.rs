@@ -164,10 +164,12 @@ async fn serve(addr: SocketAddr, args: &ConfigArgs) -> Result<(), Failure> {
     tracing::info!("listening on http://{addr}");
 
     let (stopping, mut stopped) = tokio::sync::watch::channel(false);
+    let perf = service.perf().clone();
     let server = axum::serve(listener, service.router().into_make_service())
         .with_graceful_shutdown(async move {
             stop_signal().await;
             tracing::info!("stopping");
+            perf.end_streams();
             let _ = stopping.send(true);
         });
     let deadline = async {

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use parallax_middleware::{BypassPolicy, Perf, TokenKeys};
+use parallax_middleware::{BearerGuard, BypassPolicy, Perf, TokenKeys};
 use tokio::{sync::Notify, task::JoinHandle};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -76,7 +76,8 @@ impl Service {
         let cache = ReadThrough::new(cache, config.cache_ttl);
         let state = AppState { store: store.clone(), writer, cache, model };
         let keys = Keys::new(&config.api_keys);
-        let router = router(Arc::new(state), &perf, keys, limiter, config.bypass_keys);
+        let router =
+            router(Arc::new(state), &perf, keys, limiter, config.bypass_keys, config.perf_guard);
         let Some(api_key) = config.api_keys.into_iter().next() else {
             return Err(StartError::NoApiKey);
         };
@@ -135,6 +136,7 @@ fn router(
     keys: Keys,
     limiter: Limiter,
     bypass_keys: Option<TokenKeys>,
+    perf_guard: Option<BearerGuard>,
 ) -> Router {
     let policy = match bypass_keys {
         Some(keys) => BypassPolicy::in_process().tokens(keys),
@@ -154,6 +156,11 @@ fn router(
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(perf.bypass(policy).around(limiter))
         .layer(with_key.clone());
+    // A browser can send a password, and no header of ours.
+    let watching = match perf_guard {
+        Some(guard) => perf.routes().route_layer(guard),
+        None => perf.routes().route_layer(with_key),
+    };
     // For load balancers: they have no key.
     let open = Router::new()
         .route("/health", get(routes::health))
@@ -163,7 +170,7 @@ fn router(
         .layer(perf.layer())
         .with_state(state)
         // Outside of the layer: watching is not traffic.
-        .merge(perf.routes().layer(with_key))
+        .merge(watching)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]

@@ -71,6 +71,27 @@ fn bad_input_is_refused_with_a_sentence_that_names_it() {
 }
 
 #[test]
+fn a_token_of_perf_that_could_be_guessed_is_refused_and_not_shown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("token");
+    fs::write(&file, "too-short-to-be-safe\n").expect("there is room");
+    let file = file.to_str().expect("text");
+    for (variable, value, place) in [
+        ("EXAMPLE_PERF_TOKEN", "too-short-to-be-safe", "EXAMPLE_PERF_TOKEN"),
+        ("EXAMPLE_PERF_TOKEN_FILE", file, file),
+        ("EXAMPLE_PERF_TOKEN_FILE", "/no/such/file", "/no/such/file"),
+    ] {
+        let mut serve = command(&["serve", "--addr", "127.0.0.1:0"]);
+        let serve = serve.env("EXAMPLE_API_KEYS", "a-key-of-tests").env(variable, value);
+        let output = serve.output().expect("the command starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("token of /perf") && said.contains(place), "{said}");
+        assert!(!said.contains("too-short"), "{said}");
+    }
+}
+
+#[test]
 fn a_malformed_threshold_is_shown_with_a_caret_under_the_place() {
     let said = refusal(&["validate", "--threshold", "p95 <> 200ms"]);
     let lines: Vec<&str> = said.lines().collect();

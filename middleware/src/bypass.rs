@@ -8,7 +8,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -56,7 +59,7 @@ pub(crate) struct Bypassed;
 pub struct BypassPolicy {
     header: HeaderName,
     #[cfg(feature = "token")]
-    gate: Option<std::sync::Arc<Gate>>,
+    gate: Option<Arc<Gate>>,
 }
 
 impl Default for BypassPolicy {
@@ -99,7 +102,7 @@ impl BypassPolicy {
     #[cfg(feature = "token")]
     #[must_use]
     pub fn tokens(self, check: impl Into<TokenCheck>) -> Self {
-        Self { gate: Some(std::sync::Arc::new(Gate::new(check.into()))), ..self }
+        Self { gate: Some(Arc::new(Gate::new(check.into()))), ..self }
     }
 
     /// Another header for tokens than `x-parallax-bypass`. It belongs to the tokens alone: what else might
@@ -220,13 +223,52 @@ where
     }
 }
 
-/// In the extensions of a request that is in a limiter: it is there until this is dropped.
-struct InLimiter(Option<Phase>);
+/// The way of one request through one limiter. It may be in several at once, one around the other.
+struct Passage {
+    recorder: LocalRecorder,
+    /// `None` where no layer lies around the limiter.
+    log: Option<Arc<PhaseLog>>,
+    let_through: AtomicBool,
+}
+
+impl Passage {
+    fn begin(recorder: LocalRecorder) -> Arc<Self> {
+        let log = phase::current(Some(recorder.id()));
+        Arc::new(Self { recorder, log, let_through: AtomicBool::new(false) })
+    }
+
+    /// The limiter hands the request on; again, if it tries more than once.
+    fn let_through(&self) {
+        if !self.let_through.swap(true, Relaxed) {
+            self.count(Admission::Admitted);
+        }
+    }
+
+    /// There is a response: the limiter's own, if it has let nothing through.
+    fn answered(&self) {
+        if !self.let_through.load(Relaxed) {
+            self.count(Admission::Limited);
+        }
+    }
+
+    fn count(&self, admission: Admission) {
+        self.recorder.admission(admission);
+        if let Some(log) = &self.log {
+            log.admission(admission);
+        }
+    }
+}
+
+/// In the extensions of a request that is in a limiter: the phase lasts until this is dropped.
+struct InLimiter {
+    passage: Arc<Passage>,
+    phase: Option<Phase>,
+}
 
 impl Clone for InLimiter {
-    /// A copy of the request is in no limiter itself.
+    /// A copy of the request takes the same way, in no phase of its own.
     fn clone(&self) -> Self {
-        Self(None)
+        Self { passage: self.passage.clone(), phase: None }
     }
 }
 
@@ -247,12 +289,14 @@ impl<S: Service<Request>> Service<Request> for LetThrough<S> {
 
     fn call(&mut self, mut request: Request) -> S::Future {
         let in_limiter = request.extensions_mut().remove();
-        let Some(InLimiter(Some(phase))) = in_limiter else { return self.inner.call(request) };
-        let log = phase.let_through();
+        let Some(InLimiter { passage, phase }) = in_limiter else {
+            return self.inner.call(request);
+        };
+        passage.let_through();
         drop(phase);
-        match log {
+        match &passage.log {
             // A limiter may call from a task of its own.
-            Some(log) => phase::within(&log, || self.inner.call(request)),
+            Some(log) => phase::within(log, || self.inner.call(request)),
             None => self.inner.call(request),
         }
     }
@@ -293,15 +337,14 @@ where
                 log.admission(Admission::Bypassed);
             }
             let call = Call::Ready { service: self.open.clone(), request: Some(request) };
-            BypassFuture { branch: Branch::Open { call, held }, recorder }
+            BypassFuture { branch: Branch::Open { call, held } }
         } else {
-            let log = phase::current(Some(recorder.id()));
-            if log.is_some() {
-                let phase = Phase::begin(recorder.clone(), PhaseIndex::LIMITER);
-                request.extensions_mut().insert(InLimiter(Some(phase)));
-            }
+            let passage = Passage::begin(recorder.clone());
+            let in_request = passage.log.is_some();
+            let phase = in_request.then(|| Phase::begin(recorder, PhaseIndex::LIMITER));
+            request.extensions_mut().insert(InLimiter { passage: passage.clone(), phase });
             let call = Call::Ready { service: self.limited.clone(), request: Some(request) };
-            BypassFuture { branch: Branch::Limited { call, log }, recorder }
+            BypassFuture { branch: Branch::Limited { call, passage } }
         }
     }
 }
@@ -311,14 +354,13 @@ pin_project! {
     pub struct BypassFuture<L: Service<Request>, S: Service<Request>> {
         #[pin]
         branch: Branch<L, S>,
-        recorder: LocalRecorder,
     }
 }
 
 pin_project! {
     #[project = BranchProjection]
     enum Branch<L: Service<Request>, S: Service<Request>> {
-        Limited { #[pin] call: Call<L>, log: Option<Arc<PhaseLog>> },
+        Limited { #[pin] call: Call<L>, passage: Arc<Passage> },
         Open { #[pin] call: Call<S>, held: Option<Held> },
     }
 }
@@ -369,26 +411,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         Poll::Ready(Ok(match this.branch.project() {
-            BranchProjection::Limited { call, log } => {
+            BranchProjection::Limited { call, passage } => {
                 let response = ready!(call.poll(cx));
-                match log {
-                    // Counted when it was let through.
-                    Some(log) if log.at_limiter().admission.is_some() => {}
-                    // Whatever the limiter answers.
-                    Some(log) => {
-                        this.recorder.admission(Admission::Limited);
-                        log.admission(Admission::Limited);
-                    }
-                    // No layer lies around this one: the status has to do.
-                    None => {
-                        let limited = response.status() == StatusCode::TOO_MANY_REQUESTS;
-                        this.recorder.admission(if limited {
-                            Admission::Limited
-                        } else {
-                            Admission::Admitted
-                        });
-                    }
-                }
+                passage.answered();
                 response
             }
             BranchProjection::Open { call, held } => {

@@ -58,11 +58,9 @@ impl Perf {
     {
         // The same pool without its wrapper, so that the metrics of its objects are at hand.
         let objects = pool.weak().upgrade().expect("it is there");
-        let source: Arc<dyn PoolSource> =
-            Arc::new(Source { pool: pool.weak().upgrade().expect("it is there") });
+        let source = Arc::new(Source { pool: pool.weak().upgrade().expect("it is there") });
         let recorder = LocalRecorder::clone(self.recorder());
-        let watch = PoolWatch::new(Watched::new(recorder, name, KIND, ()));
-        watch.sized_by(&source);
+        let watch = PoolWatch::new(Watched::new(recorder, name, KIND, ())).sized_by(&source);
         ObservedDeadpool { pool, objects, watch, source }
     }
 

@@ -2,6 +2,7 @@
 
 mod accept;
 mod histogram;
+mod history;
 mod live;
 mod page;
 mod problem;
@@ -32,14 +33,19 @@ pub(crate) fn routes<S>(perf: &Perf) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    let (here, live, histogram) = (perf.clone(), perf.clone(), perf.clone());
+    let [here, live, history, histogram] = [(); 4].map(|()| perf.clone());
+    let events = live::Events::new();
     // Of two merged routers without a fallback of their own, axum keeps the second one's 404: it must
     // carry the layer too, or whatever no route matches would go unseen. The routes come after the
     // layer, so they do not count themselves.
     let routes = Router::new()
         .layer(perf.layer())
         .route("/perf", only_get(get(move |head, query| show(here, head, query))))
-        .route("/perf/live", only_get(get(move |head, query| live::show(live, head, query))))
+        .route(
+            "/perf/live",
+            only_get(get(move |head, query| live::show(live, events, head, query))),
+        )
+        .route("/perf/history", only_get(get(move |head| history::show(history, head))))
         .route(
             "/perf/histogram",
             only_get(get(move |head, query| histogram::show(histogram, head, query))),

@@ -291,9 +291,7 @@ impl LatencyHistogram {
         if self.count == 0 {
             return None;
         }
-        // The product may miss an integer by rounding; without the slack p90 of ten values would be
-        // the tenth instead of the ninth.
-        let rank = (q.clamp(0.0, 1.0) * self.count as f64 - 1e-6).ceil().max(1.0) as u64;
+        let rank = rank(q, self.count);
         let mut seen: u64 = 0;
         for (index, n) in self.counts.iter().enumerate() {
             seen = seen.saturating_add(*n);
@@ -401,6 +399,24 @@ pub(crate) struct SparseHistogram {
     buckets: Vec<(u64, u64)>,
 }
 
+impl SparseHistogram {
+    /// A percentile as a [summary](LatencyHistogram::summary) has it, in microseconds: `None` with too few samples.
+    pub(crate) fn percentile(&self, q: f64) -> Option<f64> {
+        let count = self.buckets.iter().map(|(_, n)| n).sum();
+        if count < samples_needed(q) {
+            return None;
+        }
+        let (rank, mut seen) = (rank(q, count), 0);
+        let reached = |(_, n): &&(u64, u64)| {
+            seen += n;
+            seen >= rank
+        };
+        let (low, _) = self.buckets.iter().find(reached)?;
+        let (low, width) = self.precision.bounds_of(self.precision.index_of(*low));
+        Some(micros(Duration::from_nanos((low + width / 2).clamp(self.min_ns, self.max_ns))))
+    }
+}
+
 impl From<LatencyHistogram> for SparseHistogram {
     fn from(histogram: LatencyHistogram) -> Self {
         Self::from(&histogram)
@@ -463,6 +479,12 @@ impl fmt::Debug for LatencyHistogram {
             .field("max", &self.max())
             .finish_non_exhaustive()
     }
+}
+
+/// Which value it is, counted from the smallest. The product may miss an integer by rounding; without the slack
+/// p90 of ten values would be the tenth instead of the ninth.
+fn rank(q: f64, count: u64) -> u64 {
+    (q.clamp(0.0, 1.0) * count as f64 - 1e-6).ceil().max(1.0) as u64
 }
 
 /// How many samples a quantile needs before it is shown: three expected past it.
@@ -794,6 +816,8 @@ mod tests {
             let rank = ((q * values.len() as f64 - 1e-6).ceil() as usize).clamp(1, values.len());
             let exact = values[rank - 1] as f64;
             let found = nanos(histogram.quantile(q).expect("not empty")) as f64;
+            let supported = (values.len() as u64 >= samples_needed(q)).then_some(found / 1e3);
+            prop_assert_eq!(SparseHistogram::from(&histogram).percentile(q), supported);
             // 128 ns buckets reach a little past 1 µs.
             prop_assert!((found - exact).abs() <= (exact * 0.008).max(64.0), "{found} for {exact}");
         }

@@ -135,6 +135,24 @@ struct EndedCounts {
     phases: [SparseTimes; 2],
 }
 
+/// An interval as graphs show it.
+#[derive(Debug)]
+pub(crate) struct Past {
+    /// Since it ended.
+    pub(crate) ago: Duration,
+    pub(crate) length: Duration,
+    pub(crate) routes: Vec<(RouteKey, PastRoute)>,
+}
+
+/// What ended on a route within an interval.
+#[derive(Debug)]
+pub(crate) struct PastRoute {
+    pub(crate) requests: u64,
+    /// Of successes of the service's users.
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) p99_us: Option<f64>,
+}
+
 /// Times by name, put away.
 type SparseTimes = Vec<(String, SparseHistogram)>;
 
@@ -172,6 +190,11 @@ impl History {
     /// What was recorded within the window, or a little longer; less long, if sampling began later.
     pub(crate) fn window(&self, counters: &Counters, window: Window) -> Snapshot {
         self.lock().window(counters, window.length())
+    }
+
+    /// The last minutes, the oldest first. There are no more than twice as many intervals as a level keeps.
+    pub(crate) fn past(&self, counters: &Counters) -> Vec<Past> {
+        self.lock().past(counters.uptime())
     }
 
     fn lock(&self) -> MutexGuard<'_, Levels> {
@@ -247,6 +270,29 @@ impl Levels {
         }
         whole
     }
+
+    /// The shortest intervals that are left, none over another, but for single seconds: few requests have
+    /// percentiles in one. Where the length changes, less than the longer one may be left out.
+    fn past(&self, now: Duration) -> Vec<Past> {
+        let Some(latest) = &self.latest else { return Vec::new() };
+        let (mut past, mut covered) = (Vec::new(), Duration::ZERO);
+        let mut newest = now.saturating_sub(latest.uptime);
+        for (level, intervals) in self.levels.iter().enumerate() {
+            let mut ago = newest;
+            for (n, interval) in intervals.iter().enumerate() {
+                if level > 0 && ago >= covered {
+                    covered = ago + interval.length;
+                    past.push(interval.past(ago));
+                }
+                ago += interval.length;
+                if n < self.loose[level] {
+                    newest = ago;
+                }
+            }
+        }
+        past.reverse();
+        past
+    }
 }
 
 impl From<Snapshot> for Interval {
@@ -283,6 +329,16 @@ impl From<Snapshot> for Interval {
 }
 
 impl Interval {
+    fn past(&self, ago: Duration) -> Past {
+        let route = |(key, ended): &(RouteKey, EndedCounts)| {
+            let [[ok, ..], _] = &ended.histograms;
+            let (requests, p50_us, p99_us) =
+                (ended.counts.recorded(), ok.percentile(0.5), ok.percentile(0.99));
+            (key.clone(), PastRoute { requests, p50_us, p99_us })
+        };
+        Past { ago, length: self.length, routes: self.routes.iter().map(route).collect() }
+    }
+
     /// Adds what ended in this interval to a later one.
     fn add_to(&self, later: &mut Snapshot) {
         for (key, ended) in &self.routes {
@@ -389,6 +445,22 @@ mod tests {
                 prop_assert_eq!(found.recorded(), held);
                 let values: u64 = found.routes().map(|(_, counts)| counts.users.ok.count()).sum();
                 prop_assert_eq!(values, held);
+            }
+            let uptime = seconds.len() as u64;
+            let past = levels.past(Duration::from_secs(uptime));
+            prop_assert_eq!(past.is_empty(), uptime < 6);
+            prop_assert!(past.len() < 2 * KEPT);
+            for (interval, next) in past.iter().zip(past.iter().skip(1)) {
+                prop_assert!(interval.ago >= next.ago + next.length, "{interval:?} and {next:?}");
+            }
+            for interval in &past {
+                let to = (uptime - interval.ago.as_secs()) as usize;
+                let held: u64 = seconds[to - interval.length.as_secs() as usize..to].iter().sum();
+                prop_assert_eq!(interval.routes.iter().map(|(_, route)| route.requests).sum::<u64>(), held);
+            }
+            if let Some(oldest) = past.first() {
+                let reach = (oldest.ago + oldest.length).as_secs();
+                prop_assert!(reach + 30 >= uptime.min(300), "{reach} s");
             }
         }
     }

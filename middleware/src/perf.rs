@@ -24,7 +24,7 @@ use crate::{
     counters::Counters,
     endpoint,
     histogram::Precision,
-    history::{History, Window},
+    history::{History, Past, Window},
     layer::PerfLayer,
     phase::{Followed, Observed, Phase},
     pool::{CacheWatch, PoolWatch, Watched},
@@ -194,6 +194,11 @@ impl Perf {
     /// What was recorded lately, or since the start.
     pub(crate) fn read(&self, window: Option<Window>) -> Snapshot {
         window.map_or_else(|| self.snapshot(), |window| self.window(window))
+    }
+
+    /// The last minutes, interval by interval.
+    pub(crate) fn past(&self) -> Vec<Past> {
+        self.history.past(&self.recorder)
     }
 
     /// A way past a limiter for the load that `policy` authorises.

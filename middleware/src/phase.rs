@@ -157,11 +157,13 @@ struct Spans {
     open: u32,
     /// How long it was in any, where each beginning of such a stretch counts negative and each end positive.
     covered: u64,
-    /// When the last stretch began: a request that follows may begin one while this one's end is being told.
-    latest: u64,
     /// Up to when that is known: a stretch that is told of late may have begun before.
     covered_until: u64,
+    /// When the last stretch began: a request that follows may begin one while this one's end is being told.
+    latest: u64,
     limiter: AtLimiter,
+    /// It passed by a limiter.
+    passed: bool,
     closed: bool,
 }
 
@@ -291,12 +293,14 @@ impl PhaseLog {
 
     /// Did it pass by a limiter?
     pub(crate) fn has_passed(&self) -> bool {
-        self.spans().limiter.admission == Some(Admission::Bypassed)
+        self.spans().passed
     }
 
-    /// The limiter did this with the request.
+    /// A limiter did this with the request: of several, the last one has the word.
     pub(crate) fn admission(&self, admission: Admission) {
-        self.spans().limiter.admission = Some(admission);
+        let mut spans = self.spans();
+        spans.passed |= admission == Admission::Bypassed;
+        spans.limiter.admission = Some(admission);
     }
 
     /// A token let the request past no limiter.
@@ -546,22 +550,6 @@ impl Phase {
     pub(crate) fn begin(recorder: LocalRecorder, phase: PhaseIndex) -> Self {
         let stretch = recorder.begin_phase(phase);
         Self { recorder, stretch }
-    }
-
-    /// The limiter lets its request through. Returns its log.
-    pub(crate) fn let_through(&self) -> Option<Arc<PhaseLog>> {
-        let log = self.log()?;
-        self.recorder.admission(Admission::Admitted);
-        log.admission(Admission::Admitted);
-        Some(log)
-    }
-
-    /// The log of its request.
-    fn log(&self) -> Option<Arc<PhaseLog>> {
-        match &self.stretch.at {
-            At::Request(log, _) => Some(log.clone()),
-            At::Elsewhere(_) => None,
-        }
     }
 }
 

@@ -101,10 +101,16 @@ impl PoolCells {
         self.shards.here(PoolShard::default)
     }
 
-    fn record(&self, of: fn(&PoolShard) -> &OnceLock<HistogramCells>, took: Duration) {
+    /// Records a time, and hands out where the rest is counted.
+    #[inline]
+    fn record(
+        &self,
+        of: impl FnOnce(&PoolShard) -> &OnceLock<HistogramCells>,
+        ns: u64,
+    ) -> (&PoolShard, Writer) {
         let (shard, writer) = self.in_slot();
-        let cells = of(shard).get_or_init(|| HistogramCells::new(self.precision));
-        cells.record(writer, nanos(took));
+        of(shard).get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
+        (shard, writer)
     }
 
     /// A wait begins.
@@ -115,9 +121,8 @@ impl PoolCells {
 
     /// A wait is over; one that is told of only now is counted in first.
     fn ended(&self, ns: u64, as_what: Counted, told_late: bool) {
-        let (shard, writer) = self.in_slot();
+        let (shard, writer) = self.record(|shard| &shard.wait, ns);
         writer.add(&shard.asked, told_late.into());
-        shard.wait.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
         // Last: who sees the end sees the wait.
         writer.publish(as_what(shard));
     }
@@ -259,16 +264,6 @@ impl<S> Watched<S> {
     }
 }
 
-#[cfg(feature = "sqlx")]
-impl<S: PoolSource + 'static> Watched<S> {
-    /// Has the snapshot ask how large it is, as long as it is watched.
-    pub(crate) fn measured(self: Arc<Self>) -> Arc<Self> {
-        let watched: Weak<Self> = Arc::downgrade(&self);
-        self.cells.sources().push(watched);
-        self
-    }
-}
-
 impl<S: PoolSource + ?Sized> PoolSource for Watched<S> {
     fn size(&self) -> PoolSize {
         self.source.size()
@@ -307,18 +302,20 @@ impl PoolWatch {
 
     /// A new connection was opened, which took so long. Part of a wait, counted apart.
     pub fn created(&self, took: Duration) {
-        self.watched.cells.record(|shard| &shard.create, took);
+        self.watched.cells.record(|shard| &shard.create, nanos(took));
     }
 
     /// An idle connection was checked, which took so long. Part of a wait, counted apart.
     pub fn recycled(&self, took: Duration) {
-        self.watched.cells.record(|shard| &shard.recycle, took);
+        self.watched.cells.record(|shard| &shard.recycle, nanos(took));
     }
 
     /// Has the snapshot ask `source` how large the pool is, as long as that is there.
-    #[cfg(feature = "deadpool")]
-    pub(crate) fn sized_by(&self, source: &Arc<dyn PoolSource>) {
-        self.watched.cells.sources().push(Arc::downgrade(source));
+    #[cfg(any(feature = "deadpool", feature = "sqlx"))]
+    pub(crate) fn sized_by(self, source: &Arc<impl PoolSource + 'static>) -> Self {
+        let source = Arc::downgrade(source);
+        self.watched.cells.sources().push(source);
+        self
     }
 
     /// Whoever opens and checks connections says themselves how long that takes.
@@ -494,8 +491,7 @@ impl Drop for PoolHold {
         let Some(since) = self.since else { return };
         let Watched { recorder, cells, .. } = &*self.pool.watched;
         let ns = recorder.nanos_since(since, false);
-        let (shard, writer) = cells.in_slot();
-        shard.hold.get_or_init(|| HistogramCells::new(cells.precision)).record(writer, ns);
+        let (shard, writer) = cells.record(|shard| &shard.hold, ns);
         writer.publish(&shard.released);
     }
 }

@@ -97,7 +97,8 @@ impl<DB: Database> PoolSource for Pool<DB> {
 
 impl<DB: Database> ObservedPool<DB> {
     pub(crate) fn new(watched: Arc<Watched<Pool<DB>>>) -> Self {
-        Self { watched: watched.measured() }
+        PoolWatch::new(watched.clone()).sized_by(&watched);
+        Self { watched }
     }
 
     /// Waits for a connection.

@@ -1,7 +1,9 @@
 //! The way past a limiter: for the load of this process, and for nobody else.
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{Router, extract::Request, http::StatusCode, routing::get};
 use parallax_middleware::{BypassPolicy, LimiterView, LoadMark, Outcome, Perf};
+
+use tower::util::MapRequestLayer;
 
 use crate::support::rig::{Rig, an_hour, request, with_pass};
 
@@ -58,7 +60,7 @@ async fn requests_with_a_pass_go_around_it_and_are_marked() {
 #[tokio::test]
 async fn a_pass_is_used_up_at_the_limiter() {
     let perf = Perf::new();
-    let carried = async |request: axum::extract::Request| {
+    let carried = async |request: Request| {
         request.extensions().get().is_some_and(LoadMark::passes_limiter).to_string()
     };
     let app = Router::new()
@@ -98,4 +100,58 @@ async fn without_a_limiter_there_are_no_figures_of_one() {
     let rig = Rig::around(Router::new().route("/", get(async || "home")));
     rig.get("/").await;
     assert_eq!(rig.perf.snapshot().view().limiter, None);
+}
+
+#[tokio::test]
+async fn each_of_two_limiters_counts_what_it_did_and_the_route_what_became_of_the_request() {
+    let perf = Perf::new();
+    let app = Router::new()
+        .route("/items/{id}", get(async || "an item"))
+        .layer(perf.bypass(BypassPolicy::in_process()).around(an_hour(1)))
+        .layer(perf.bypass(BypassPolicy::in_process()).around(an_hour(3)))
+        .layer(perf.layer());
+    let rig = Rig::new(&perf, app);
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        statuses.push(rig.get("/items/7").await.status.as_u16());
+    }
+    assert_eq!(statuses, [200, 429, 429, 429, 429]);
+    // The outer one let three through and stopped two; of those three, the inner one let one through.
+    let both = LimiterView { admitted: 3 + 1, limited: 2 + 2, ..LimiterView::default() };
+    assert_eq!(rig.perf.snapshot().view().limiter, Some(both));
+    let row = LimiterView { admitted: 1, limited: 4, ..LimiterView::default() };
+    assert_eq!(rig.row("GET /items/{id}").limiter, Some(row));
+}
+
+#[tokio::test]
+async fn a_limiter_that_hands_a_copy_on_has_let_the_request_through() {
+    let copy = |request: Request| {
+        let (parts, body) = request.into_parts();
+        Request::from_parts(parts.clone(), body)
+    };
+    let perf = Perf::new();
+    let app = Router::new()
+        .route("/", get(async || "home"))
+        .layer(perf.bypass(BypassPolicy::in_process()).around(MapRequestLayer::new(copy)))
+        .layer(perf.layer());
+    let rig = Rig::new(&perf, app);
+    rig.get("/").await;
+    let admitted = Some(LimiterView { admitted: 1, ..LimiterView::default() });
+    assert_eq!(rig.perf.snapshot().view().limiter, admitted);
+    assert_eq!(rig.row("GET /").limiter, admitted);
+}
+
+#[tokio::test]
+async fn a_limiter_counts_without_the_layer_as_well() {
+    let perf = Perf::new();
+    let app = Router::new()
+        .route("/", get(async || StatusCode::TOO_MANY_REQUESTS))
+        .layer(perf.bypass(BypassPolicy::in_process()).around(an_hour(1)));
+    let rig = Rig::new(&perf, app);
+    for _ in 0..3 {
+        assert_eq!(rig.open(request("GET", "/")).await.status(), StatusCode::TOO_MANY_REQUESTS);
+    }
+    // The first one's answer is the handler's.
+    let limiter = LimiterView { admitted: 1, limited: 2, ..LimiterView::default() };
+    assert_eq!(rig.perf.snapshot().view().limiter, Some(limiter));
 }

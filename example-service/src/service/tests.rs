@@ -1,4 +1,5 @@
 use axum::{body::Body, http::Request};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt;
 use parallax_middleware::BypassToken;
 use serde_json::{Value, json};
@@ -161,6 +162,41 @@ async fn without_a_key_only_health_answers() {
         let answer = send(&service, request.body(Body::empty()).expect("a request")).await;
         assert_eq!(answer.status, status, "{path} {key:?}");
     }
+    service.shutdown().await;
+}
+
+#[tokio::test]
+async fn with_a_token_for_it_perf_opens_to_its_holders_and_in_a_browser() {
+    let token = "of-thirty-two-characters-or-more";
+    let guard = BearerGuard::new(token).expect("it is long enough");
+    let (service, _folder) = service(|config| config.perf_guard(guard)).await;
+    let password = format!("Basic {}", STANDARD.encode(format!("anybody:{token}")));
+    for path in ["/perf", "/perf/history"] {
+        for (name, value, status) in [
+            ("accept", "text/html", 401),
+            ("x-api-key", "the-key-of-tests", 401),
+            ("authorization", "Bearer the-key-of-tests", 401),
+            ("authorization", &format!("Bearer {token}"), 200),
+            ("authorization", &password, 200),
+        ] {
+            let request = Request::get(path).header(name, value).body(Body::empty());
+            let answer = send(&service, request.expect("a request")).await;
+            assert_eq!(answer.status, status, "{path} {name}: {value}");
+        }
+    }
+    let request = Request::get("/perf")
+        .header("authorization", password)
+        .header("accept", "text/html")
+        .header("accept-encoding", "gzip")
+        .body(Body::empty());
+    let response = service.router().oneshot(request.expect("a request")).await;
+    let headers = response.expect("routers never fail").headers().clone();
+    assert_eq!(headers["content-type"], "text/html; charset=utf-8");
+    assert_eq!(headers["content-encoding"], "gzip");
+    // It opens nothing else, and nothing else is closed by it.
+    let request = Request::get("/trending").header("authorization", format!("Bearer {token}"));
+    assert_eq!(send(&service, request.body(Body::empty()).expect("a request")).await.status, 401);
+    assert_eq!(call(&service, "GET", "/trending", None).await.status, 200);
     service.shutdown().await;
 }
 

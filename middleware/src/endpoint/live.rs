@@ -1,8 +1,12 @@
 //! `GET /perf/live`: a snapshot a second, as server-sent events.
+//!
+//! However many streams there are, a window's snapshot is taken once a second, by whichever of its streams
+//! comes first; where none is open, by nobody.
 
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -18,8 +22,9 @@ use axum::{
 use bytes::Bytes;
 use http_body::Frame;
 use tokio::{
-    task::{JoinHandle, spawn_blocking},
-    time::{Instant, Interval, MissedTickBehavior, interval},
+    sync::OnceCell,
+    task::spawn_blocking,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
 use super::{Asked, EVENTS, View, accept, json, parameters, problem::Problem, varying, window};
@@ -36,7 +41,59 @@ const LIFE: Duration = Duration::from_secs(20);
 /// Sent last by a stream that has lasted long enough.
 const RENEW: &[u8] = b"event: renew\ndata: {}\n\n";
 
-pub(super) async fn show(perf: Perf, headers: HeaderMap, query: Asked<View>) -> Response {
+/// The events of the seconds that are, for all streams.
+pub(super) struct Events {
+    /// When the seconds began.
+    begun: Instant,
+    /// Each with its second, by window. The streams alone keep them.
+    latest: Mutex<[(u32, Weak<Event>); 1 + Window::ALL.len()]>,
+}
+
+/// A snapshot as it is sent, once one of those who want it has taken it.
+type Event = OnceCell<Bytes>;
+
+impl Events {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { begun: Instant::now(), latest: Mutex::default() })
+    }
+
+    /// How many seconds are over.
+    fn second(&self) -> u32 {
+        self.begun.elapsed().as_secs() as u32
+    }
+
+    /// When this second began.
+    fn start(&self) -> Instant {
+        self.begun + STEP * self.second()
+    }
+
+    /// The event of this second.
+    fn now(&self, window: Option<Window>) -> Arc<Event> {
+        let second = self.second();
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = &mut latest[window.map_or(0, |window| 1 + window as usize)];
+        if let Some(event) = latest.1.upgrade().filter(|_| latest.0 == second) {
+            return event;
+        }
+        let event = Arc::default();
+        *latest = (second, Arc::downgrade(&event));
+        event
+    }
+
+    /// Now, and whenever a second begins.
+    fn ticks(&self) -> Interval {
+        let mut ticks = interval_at(self.start(), STEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks
+    }
+}
+
+pub(super) async fn show(
+    perf: Perf,
+    events: Arc<Events>,
+    headers: HeaderMap,
+    query: Asked<View>,
+) -> Response {
     perf.watch();
     let answer = || {
         let window = window(parameters(query)?.window.as_deref())?;
@@ -49,7 +106,7 @@ pub(super) async fn show(perf: Perf, headers: HeaderMap, query: Asked<View>) -> 
             (CACHE_CONTROL.as_str(), "no-store"),
             ("x-accel-buffering", "no"),
         ];
-        Ok((head, Body::new(Live::new(perf.onlooker(), window))).into_response())
+        Ok((head, Body::new(Live::new(perf.onlooker(), events, window))).into_response())
     };
     varying(answer().unwrap_or_else(|problem| problem.response(&headers)))
 }
@@ -58,28 +115,36 @@ pub(super) async fn show(perf: Perf, headers: HeaderMap, query: Asked<View>) -> 
 /// is none, and no comment in between pretends otherwise.
 struct Live {
     onlooker: Onlooker,
+    events: Arc<Events>,
     window: Option<Window>,
     ticks: Interval,
     until: Instant,
-    /// A snapshot that is being taken.
-    taken: Option<JoinHandle<Option<Bytes>>>,
+    /// Kept for those who come later in the same second.
+    event: Arc<Event>,
+    /// The event that is waited for.
+    taken: Option<Pin<Box<dyn Future<Output = Option<Bytes>> + Send>>>,
     ended: bool,
 }
 
 impl Live {
-    fn new(onlooker: Onlooker, window: Option<Window>) -> Self {
-        let mut ticks = interval(STEP);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { onlooker, window, ticks, until: Instant::now() + LIFE, taken: None, ended: false }
+    fn new(onlooker: Onlooker, events: Arc<Events>, window: Option<Window>) -> Self {
+        let (ticks, event) = (events.ticks(), events.now(window));
+        let until = events.start() + LIFE;
+        Self { onlooker, events, window, ticks, until, event, taken: None, ended: false }
     }
 
-    /// The next snapshot, as an event; `None` if those who counted have gone.
-    fn take(&self) -> JoinHandle<Option<Bytes>> {
-        let (onlooker, window) = (self.onlooker.clone(), self.window);
-        spawn_blocking(move || {
-            let json = json(&onlooker.read(window)?);
-            Some([b"data: ", &json[..], b"\n\n"].concat().into())
-        })
+    /// The event of this second; `None` if those who counted have gone, or the runtime is shutting down.
+    fn take(&mut self) -> impl Future<Output = Option<Bytes>> + Send + use<> {
+        self.event = self.events.now(self.window);
+        let (event, onlooker, window) = (self.event.clone(), self.onlooker.clone(), self.window);
+        let take = async move || {
+            let snapshot = spawn_blocking(move || {
+                let json = json(&onlooker.read(window)?);
+                Some([b"data: ", &json[..], b"\n\n"].concat().into())
+            });
+            snapshot.await.ok().flatten().ok_or(())
+        };
+        async move { event.get_or_try_init(take).await.ok().cloned() }
     }
 }
 
@@ -94,10 +159,9 @@ impl http_body::Body for Live {
         let frame = |bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
         while !self.ended {
             if let Some(taken) = &mut self.taken {
-                let event = ready!(Pin::new(taken).poll(cx));
+                let event = ready!(taken.as_mut().poll(cx));
                 self.taken = None;
-                // An error means that the runtime is shutting down.
-                if let Ok(Some(event)) = event {
+                if let Some(event) = event {
                     return frame(event);
                 }
                 self.ended = true;
@@ -109,7 +173,7 @@ impl http_body::Body for Live {
                     self.ended = true;
                     return frame(Bytes::from_static(RENEW));
                 } else {
-                    self.taken = Some(self.take());
+                    self.taken = Some(Box::pin(self.take()));
                 }
             }
         }

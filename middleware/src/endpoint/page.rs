@@ -28,8 +28,8 @@ const PAGE: &str = concat!(
 /// Nothing may run or be shown but this script and this style, by their hashes: a test compares them. The
 /// script may ask the service that it came from, and nobody else.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-AzZpCOhhpXNnYDnHPNIQZ5Rgo3SNRwTtwFyrVyOcr3w='; \
-    style-src 'sha256-kRynP48m/dI5IoN1rGcxKC4GmtVk4QmAChtk6aHH5H4='; \
+    script-src 'sha256-LT6abUvV/yxeRcRsXhSz31FhpZJ0w/HbXwRzRQlgit4='; \
+    style-src 'sha256-0OKXiZCHOgw/ENi8f3+a+KcAnH8323oRdBRk4YEzFAQ='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Names this version of the page. Weak, because a compressed one has the same name.
