@@ -29,6 +29,7 @@ mod calibration;
 mod checks;
 pub mod cli;
 mod collector;
+mod failures;
 mod load;
 mod load_test;
 pub mod memory;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     report::{
-        ClientOutcomes, ClientRoute, Conservation, Environment, Latency, MemoryModel, Report, Run,
+        ClientOutcomes, ClientRoute, Environment, Latency, MemoryModel, Report, Run,
         ThresholdResult, Unit, Verdict,
     },
     threshold::{Metric, Stat, Threshold},
@@ -131,7 +131,7 @@ fn run_section(report: &Report, run: &Run) -> Markup {
             (attribution(run))
         }
         h3 { "Where every request went" }
-        (conservation(&run.conservation))
+        (conservation(run))
         @if let Some(facts) = process(run) {
             h3 { "The process" }
             (facts)
@@ -362,8 +362,8 @@ fn attribution(run: &Run) -> Markup {
     }
 }
 
-fn conservation(counts: &Conservation) -> Markup {
-    let n = number::count;
+fn conservation(run: &Run) -> Markup {
+    let (n, counts) = (number::count, &run.conservation);
     html! {
         ul.flow {
             li {
@@ -376,6 +376,10 @@ fn conservation(counts: &Conservation) -> Markup {
                     @if count > 0 || kind == "ok" { (kind.replace('_', " ")) " " b { (n(count)) } " + " }
                 }
                 "in flight " b { (n(counts.in_flight)) }
+                @for error in &run.errors { div.note { (n(error.count)) " \u{d7} " (error.message) } }
+            }
+            @if let Some(connections) = run.connections {
+                li { "connections opened " b { (n(connections)) } }
             }
             @if let Some(server) = &counts.server {
                 li {

@@ -10,8 +10,8 @@ use super::{
     route_views, unsupported, why,
 };
 use crate::report::{
-    Attribution, Check, ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run,
-    ThresholdResult, TimelineRow, Unit, Verdict,
+    Attribution, Check, ClientOutcomes, Latency, MemoryModel, Report, Run, ThresholdResult,
+    TimelineRow, Unit, Verdict,
 };
 
 /// How a text is dressed.
@@ -170,7 +170,7 @@ impl Page {
         self.checks(&run.checks);
         self.attribution(run);
         self.over_time(&run.timeline);
-        self.conservation(&run.conservation);
+        self.conservation(run);
         self.process(run);
         self.requirements(&format!("Requirements of {}", run.name), &run.thresholds);
     }
@@ -295,8 +295,8 @@ impl Page {
         }
     }
 
-    fn conservation(&mut self, counts: &Conservation) {
-        let n = number::count;
+    fn conservation(&mut self, run: &Run) {
+        let (n, counts) = (number::count, &run.conservation);
         self.painted(BOLD, "  where every request went");
         let schedule = format!(
             "scheduled {} = dropped {} + sent {} + unsent {}",
@@ -315,6 +315,12 @@ impl Page {
             .collect();
         ends.push(format!("in flight {}", n(counts.in_flight)));
         self.wrapped(4, PLAIN, &format!("sent {} = {}", n(counts.sent), ends.join(" + ")));
+        for error in &run.errors {
+            self.wrapped(6, PLAIN, &format!("{} \u{d7} {}", n(error.count), error.message));
+        }
+        if let Some(connections) = run.connections {
+            self.wrapped(4, PLAIN, &format!("connections opened {}", n(connections)));
+        }
         let layer = counts.server.as_ref().map_or_else(
             || "no layer answered, so there is one view only".to_owned(),
             |server| {
@@ -625,6 +631,8 @@ mod tests {
         let figures = page.find("response time").expect("the figures are there");
         assert!(why < figures);
         assert!(page.contains("no samples"));
+        assert!(page.contains("1,234 × the exchange broke off"), "{page}");
+        assert!(page.contains("connections opened 5,678"), "{page}");
     }
 
     #[test]
