@@ -28,3 +28,5 @@ mod support;
 mod virtual_time;
 // What a load looks like over time, and flows.
 mod workloads;
+// Load over pipes, TCP, TLS and Unix sockets: on services of this process, and on servers that misbehave.
+mod transports;

@@ -110,6 +110,17 @@ pub(crate) fn invalid() -> Report {
     report
 }
 
+/// One plan, run by calls and over a connection; the second run is invalid.
+pub(crate) fn transports() -> Report {
+    let mut report = passed();
+    let call = report.runs[0].clone();
+    let mut connection = Run { name: "tcp:h2".to_owned(), ..call.clone() };
+    connection.plan.transport = "tcp:h2".to_owned();
+    connection.validity.verdict = Verdict::Invalid;
+    report.runs = vec![call, connection];
+    report
+}
+
 /// A run in which nothing happened, with a name that means harm.
 pub(crate) fn hostile_and_empty() -> Report {
     let hostile = "<script>alert(\"x\")</script>\u{1b}[31m&";

@@ -4,7 +4,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use parallax_middleware::samples_needed;
 
 use super::{
-    backends, cost_in_words, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
+    Cost, backends, cost_in_words, costs, costs_in_words, dominance, dominated_tail, mix_in_words,
+    number, parts, plan_in_words,
     plot::{self, Limit, Series},
     route_views, unsupported, why,
 };
@@ -39,6 +40,7 @@ pub fn html(report: &Report) -> String {
                         (requirements(&report.thresholds))
                     }
                     @if let Some(model) = &report.memory { (memory(model)) }
+                    @for group in costs(report) { (cost_table(&group)) }
                     @for run in &report.runs { (run_section(report, run)) }
                     h2 { "Environment" }
                     (environment(&report.environment))
@@ -113,6 +115,31 @@ fn margin(margin: Option<f64>) -> Markup {
                 i style={ "width:" (format!("{:.0}", margin.clamp(0.0, 1.0) * 100.0)) "%" } {}
             }
         } @else { (number::NONE) }
+    }
+}
+
+fn cost_table(costs: &[Cost<'_>]) -> Markup {
+    html! {
+        h2 { "What each transport costs" }
+        div.scroll {
+            table {
+                thead {
+                    tr {
+                        th.text { "transport" } th { "rate" } th { "service time p50" } th { "p99" }
+                        th { "outside p50" } th { "p99" } th { "ratio" }
+                    }
+                }
+                tbody {
+                    @for cost in costs {
+                        tr {
+                            td.text { b { (cost.name()) } }
+                            @for figure in cost.figures() { td { (figure) } }
+                        }
+                    }
+                }
+            }
+        }
+        p.note { (costs_in_words(costs)) "." }
     }
 }
 
@@ -549,6 +576,14 @@ mod tests {
         assert_eq!(page.matches("<svg").count(), 4);
         assert!(page.contains("limit: p95 &lt; 200ms"));
         assert!(page.contains("n/a (needs 3,000 samples)"));
+    }
+
+    #[test]
+    fn runs_that_differ_in_their_transport_alone_are_laid_side_by_side() {
+        let page = html(&fixture::transports());
+        assert!(page.contains("What each transport costs"));
+        assert!(page.contains("<b>tcp:h2, invalid</b>"));
+        assert!(!html(&fixture::passed()).contains("What each transport costs"));
     }
 
     #[test]

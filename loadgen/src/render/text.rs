@@ -6,8 +6,8 @@ use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
 use super::{
-    backends, cost_in_words, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
-    route_views, unsupported, why,
+    Cost, backends, cost_in_words, costs, costs_in_words, dominance, dominated_tail, mix_in_words,
+    number, parts, plan_in_words, route_views, unsupported, why,
 };
 use crate::report::{
     Attribution, Check, ClientOutcomes, Latency, MemoryModel, Report, Run, ThresholdResult,
@@ -28,6 +28,9 @@ pub fn text(report: &Report, style: Style) -> String {
     let mut page = Page { out: String::new(), style };
     page.headline(report);
     page.requirements("Requirements", &report.thresholds);
+    for group in costs(report) {
+        page.costs(&group);
+    }
     for run in &report.runs {
         page.run(run);
     }
@@ -41,6 +44,8 @@ pub fn text(report: &Report, style: Style) -> String {
 const WIDTH: usize = 80;
 /// Columns of the six figures of a distribution.
 const CELL: usize = 10;
+/// Columns of a rate beside them.
+const COST_RATE: usize = 11;
 const LABEL: usize = WIDTH - 6 * CELL;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -118,6 +123,27 @@ impl Page {
                 self.wrapped(4, DIM, &result.note);
             }
         }
+    }
+
+    fn costs(&mut self, costs: &[Cost<'_>]) {
+        self.section("What each transport costs", None);
+        let row = |name: &str, [rate, figures @ ..]: [&str; 6]| {
+            let figures: String = figures.into_iter().map(cell).collect();
+            let room = WIDTH - 5 * CELL - COST_RATE;
+            format!(
+                "  {:<width$}{rate:>COST_RATE$}{figures}",
+                fitted(name, room - 3),
+                width = room - 2
+            )
+        };
+        let above = row("", ["", "service", "time", "outside", "", ""]);
+        self.painted(DIM, above.trim_end());
+        self.painted(DIM, &row("", ["rate", "p50", "p99", "p50", "p99", "ratio"]));
+        for cost in costs {
+            let figures = cost.figures();
+            self.line(&row(&cost.name(), figures.each_ref().map(String::as_str)));
+        }
+        self.wrapped(2, DIM, &costs_in_words(costs));
     }
 
     fn run(&mut self, run: &Run) {
@@ -633,6 +659,18 @@ mod tests {
         assert!(page.contains("no samples"));
         assert!(page.contains("1,234 × the exchange broke off"), "{page}");
         assert!(page.contains("connections opened 5,678"), "{page}");
+    }
+
+    #[test]
+    fn runs_that_differ_in_their_transport_alone_are_laid_side_by_side() {
+        let page = plain(&fixture::transports());
+        let begin = page.find("What each transport costs").expect("it is there");
+        let rows: Vec<&str> = page[begin..].lines().skip(3).take(3).collect();
+        assert!(rows[0].starts_with("  direct ") && rows[0].ends_with(" 1.00"), "{rows:#?}");
+        assert!(rows[1].starts_with("  tcp:h2, invalid "), "{rows:#?}");
+        assert!(rows[2].contains("to that over direct"), "{rows:#?}");
+        assert!(rows.iter().all(|row| width(row) <= WIDTH), "{rows:#?}");
+        assert!(!plain(&fixture::passed()).contains("What each transport costs"));
     }
 
     #[test]
