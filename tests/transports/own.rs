@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, Method, StatusCode, Uri},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::{any, get},
@@ -130,7 +130,7 @@ async fn a_failing_answer_is_the_same_over_a_connection() {
 
 /// Says what came, and refuses what should not have.
 async fn echo(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let extra = headers.get("x-extra").map(|value| value.as_bytes());
+    let extra = headers.get("x-extra").map(HeaderValue::as_bytes);
     let as_sent = method == Method::POST
         && uri.path() == "/echo/a%20b"
         && uri.query() == Some("q=tea&n=1")

@@ -163,7 +163,7 @@ impl Cost<'_> {
             time(service.p99_us),
             time(outside.p50_us),
             time(outside.p99_us),
-            self.ratio.map_or_else(|| number::NONE.to_owned(), |ratio| format!("{ratio:.2}")),
+            self.ratio.map_or_else(|| number::NONE.to_owned(), number::plain),
         ]
     }
 }

@@ -136,8 +136,8 @@ impl Page {
                 width = room - 2
             )
         };
-        let above = row("", ["", "service", "time", "outside", "", ""]);
-        self.painted(DIM, above.trim_end());
+        let above = format!("{:>1$}{2:>3$}", "service time", WIDTH - 3 * CELL, "outside", 2 * CELL);
+        self.painted(DIM, &above);
         self.painted(DIM, &row("", ["rate", "p50", "p99", "p50", "p99", "ratio"]));
         for cost in costs {
             let figures = cost.figures();
