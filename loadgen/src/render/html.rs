@@ -4,10 +4,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use parallax_middleware::samples_needed;
 
 use super::{
-    Cost, backends, cost_in_words, costs, costs_in_words, dominance, dominated_tail, mix_in_words,
-    number, parts, plan_in_words,
+    Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
+    parts, plan_in_words,
     plot::{self, Limit, Series},
-    route_views, unsupported, why,
+    route_views, transports_in_words, unsupported, why,
 };
 use crate::{
     report::{
@@ -40,7 +40,7 @@ pub fn html(report: &Report) -> String {
                         (requirements(&report.thresholds))
                     }
                     @if let Some(model) = &report.memory { (memory(model)) }
-                    @for group in costs(report) { (cost_table(&group)) }
+                    @for group in by_transport(report) { (cost_table(&group)) }
                     @for run in &report.runs { (run_section(report, run)) }
                     h2 { "Environment" }
                     (environment(&report.environment))
@@ -139,7 +139,7 @@ fn cost_table(costs: &[Cost<'_>]) -> Markup {
                 }
             }
         }
-        p.note { (costs_in_words(costs)) "." }
+        p.note { (transports_in_words(costs)) "." }
     }
 }
 

@@ -121,7 +121,7 @@ struct Cost<'a> {
 }
 
 /// The runs of the same plan over several transports, plan by plan, in the order in which they ran.
-fn costs(report: &Report) -> Vec<Vec<Cost<'_>>> {
+fn by_transport(report: &Report) -> Vec<Vec<Cost<'_>>> {
     let mut groups: Vec<Vec<&Run>> = Vec::new();
     for run in &report.runs {
         let same = |other: &Run| {
@@ -169,7 +169,7 @@ impl Cost<'_> {
 }
 
 /// What the columns of costs mean.
-fn costs_in_words(costs: &[Cost<'_>]) -> String {
+fn transports_in_words(costs: &[Cost<'_>]) -> String {
     format!(
         "One plan over each. Ratio: of the median service time to that over {}. Outside: the part of the \
          service time that the layer did not see: the transport and both its ends",

@@ -6,8 +6,8 @@ use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
 use super::{
-    Cost, backends, cost_in_words, costs, costs_in_words, dominance, dominated_tail, mix_in_words,
-    number, parts, plan_in_words, route_views, unsupported, why,
+    Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
+    parts, plan_in_words, route_views, transports_in_words, unsupported, why,
 };
 use crate::report::{
     Attribution, Check, ClientOutcomes, Latency, MemoryModel, Report, Run, ThresholdResult,
@@ -28,7 +28,7 @@ pub fn text(report: &Report, style: Style) -> String {
     let mut page = Page { out: String::new(), style };
     page.headline(report);
     page.requirements("Requirements", &report.thresholds);
-    for group in costs(report) {
+    for group in by_transport(report) {
         page.costs(&group);
     }
     for run in &report.runs {
@@ -143,7 +143,7 @@ impl Page {
             let figures = cost.figures();
             self.line(&row(&cost.name(), figures.each_ref().map(String::as_str)));
         }
-        self.wrapped(2, DIM, &costs_in_words(costs));
+        self.wrapped(2, DIM, &transports_in_words(costs));
     }
 
     fn run(&mut self, run: &Run) {
