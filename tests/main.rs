@@ -30,3 +30,5 @@ mod virtual_time;
 mod workloads;
 // What an independent load generator counts, and what `GET /perf` does.
 mod wrk;
+// Load over pipes, TCP, TLS and Unix sockets: on services of this process, and on servers that misbehave.
+mod transports;

@@ -29,6 +29,7 @@ mod calibration;
 mod checks;
 pub mod cli;
 mod collector;
+mod failures;
 mod load;
 mod load_test;
 pub mod memory;
@@ -49,6 +50,7 @@ pub mod statistics;
 mod stop;
 mod target;
 pub mod threshold;
+mod transport;
 mod verdict;
 mod virtual_time;
 
@@ -64,5 +66,8 @@ pub use session::{FlowError, Reply, Session};
 pub use stop::Stop;
 pub use target::InProcess;
 pub use threshold::Threshold;
+pub use transport::{
+    Http, ParseTransportError, Transport, UrlError, Wire, WireBuilder, WireError, WireFuture,
+};
 #[cfg(feature = "virtual-time")]
 pub use virtual_time::virtual_time;

@@ -18,17 +18,19 @@ use http::Request;
 use parallax_middleware::{LoadMark, Probe, ProbeSource};
 use tokio::{
     runtime::Handle,
-    task::coop::consume_budget,
-    time::{Instant, sleep_until},
+    task::{coop::consume_budget, yield_now},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
     alarm::AlarmClock,
     checks::Checks,
     collector::SharedTally,
+    failures::Failures,
     outcome::ClientOutcome,
     plan::{Plan, Workload},
     progress::Stage,
+    runner::DRAIN_GRACE,
     scenario::{Action, Flow, LoadRng, stream},
     session::{BoxFuture, Client, FlowError, Reply, Session, State},
     sink::{Sample, ServerView, Sink},
@@ -48,6 +50,7 @@ pub(crate) struct Load<S> {
     pub(crate) sink: Sink,
     pub(crate) tally: SharedTally,
     pub(crate) checks: Checks,
+    pub(crate) failures: Arc<Failures>,
     pub(crate) timer: Timer,
     /// The service's runtime, if the generator has another.
     pub(crate) host: Option<Handle>,
@@ -290,19 +293,22 @@ impl<S: InProcess> Load<S> {
         equip(&mut request, &self.plan, &sender.probe);
         let timeout = self.plan.timeout;
         let dispatched = Instant::now();
+        let (service, failures) = (&mut sender.service, &self.failures);
         let mut answer = match &self.host {
             None => match &self.watch {
-                None => exchange(&mut sender.service, request, dispatched, timeout, reply).await,
+                None => exchange(service, request, dispatched, timeout, failures, reply).await,
                 // A task of its own weight, which no run in real time has to carry.
                 Some(watch) => {
-                    let service = &mut sender.service;
-                    let exchange = exchange(service, request, dispatched, timeout, reply);
+                    let exchange = exchange(service, request, dispatched, timeout, failures, reply);
                     Box::pin(watch.over(exchange)).await
                 }
             },
-            Some(host) => self.hand_over(host, &sender.service, request, dispatched, reply).await,
+            Some(host) => self.hand_over(host, service, request, dispatched, reply).await,
         };
         let received = Instant::now();
+        if self.probes.answered_by().is_some() {
+            settle(&mut sender.probe).await;
+        }
         // A service that blocked its thread answered in one poll, and no timer could interrupt it; its
         // client has given up all the same.
         let service_time = received.saturating_duration_since(dispatched);
@@ -339,10 +345,13 @@ impl<S: InProcess> Load<S> {
         reply: Option<&mut Reply>,
     ) -> Answer {
         let (mut service, timeout) = (service.clone(), self.plan.timeout);
+        let failures = self.failures.clone();
         let wanted = reply.is_some();
         let task = host.spawn(async move {
             let mut kept = wanted.then(|| Reply::none(dispatched));
-            let answer = exchange(&mut service, request, dispatched, timeout, kept.as_mut()).await;
+            let reply = kept.as_mut();
+            let answer =
+                exchange(&mut service, request, dispatched, timeout, &failures, reply).await;
             (answer, kept)
         });
         match task.await {
@@ -362,6 +371,21 @@ impl<S: InProcess> Load<S> {
             self.tally.lock().absorb(&batch, self.probes.answered_by());
         }
         self.sink.finished();
+    }
+}
+
+/// Waits until the server's side of a request is over: behind a connection it learns a little later than the
+/// client, or notices later, that the request has ended. It is given up like any that never ends.
+pub(crate) async fn settle(probe: &mut Probe) {
+    if probe.record().is_some() {
+        return;
+    }
+    let mut turns = 0_u32;
+    let deadline = Instant::now() + DRAIN_GRACE;
+    while probe.record().is_none() && probe.is_shared() && Instant::now() < deadline {
+        turns += 1;
+        // Most often it is a matter of who of two tasks runs first.
+        if turns < 16 { yield_now().await } else { sleep(Duration::from_millis(1)).await }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     stop::Stop,
     target::InProcess,
     threshold::Threshold,
+    transport::{Transport, UrlError, Wire},
     verdict,
 };
 
@@ -56,6 +57,9 @@ use crate::{
 #[must_use = "a load test does nothing until it is run"]
 pub struct LoadTest<S = Router> {
     service: S,
+    /// The same service, if it is at the other end of a connection.
+    wire: Option<Wire>,
+    transport: Transport,
     name: String,
     shape: Shape,
     arrivals: Arrivals,
@@ -88,11 +92,28 @@ impl LoadTest {
     }
 }
 
+impl LoadTest<Wire> {
+    /// A load test of a server: of its URL, as [`Wire::url`] reads it.
+    ///
+    /// # Errors
+    /// If it is no such URL, or TLS cannot be set up; before anything is sent.
+    pub fn url(url: &str) -> Result<Self, UrlError> {
+        Ok(Self::wire(Wire::url(url)?.build()?))
+    }
+
+    /// A load test of the server at the other end of a [`Wire`], which can be set up as a URL alone cannot.
+    pub fn wire(wire: Wire) -> Self {
+        Self { wire: Some(wire.clone()), ..Self::service(wire) }
+    }
+}
+
 impl<S: InProcess> LoadTest<S> {
     /// A load test of any tower service that takes axum's request body.
     pub fn service(service: S) -> Self {
         Self {
             service,
+            wire: None,
+            transport: Transport::Direct,
             name: "load test".to_owned(),
             shape: Shape::Users(10),
             arrivals: Arrivals::Constant,
@@ -115,6 +136,13 @@ impl<S: InProcess> LoadTest<S> {
             observer: None,
             mistake: None,
         }
+    }
+
+    /// How the service is reached: it stays in this process, and is served there. Default:
+    /// [`Transport::Direct`].
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
     }
 
     /// Names the run, for the report.
@@ -350,16 +378,100 @@ impl<S: InProcess> LoadTest<S> {
     /// # Cancel safety
     /// As [`run`](Self::run).
     pub async fn run_part(mut self) -> Result<Run, LoadTestError> {
-        let plan = Arc::new(self.build()?);
-        let (service, stop, observer) = (self.service, self.stop, self.observer);
-        let findings = if plan.virtual_time {
-            run_in_virtual_time(service, plan.clone(), stop, observer).await
-        } else if plan.topology == Topology::Split {
-            runner::run_apart(service, &plan, &stop, observer.as_ref()).await
-        } else {
-            runner::run(service, &plan, None, &stop, observer.as_ref()).await
+        let plan = self.build()?;
+        self.carry_out(plan, self.transport).await
+    }
+
+    /// Runs the same test over each of `transports`, one after the other, and reports them side by side: a run
+    /// each, named like its transport. One that is stopped is the last.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::get};
+    /// use parallax_loadgen::{Http, LoadTest, Transport};
+    ///
+    /// # #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+    /// # async fn main() {
+    /// let app = Router::new().route("/", get(|| async { "tea" }));
+    /// let report = LoadTest::new(app)
+    ///     .get("/")
+    ///     .warmup(Duration::from_millis(50))
+    ///     .duration(Duration::from_millis(200))
+    ///     .compare([Transport::Direct, Transport::Tcp(Http::One)])
+    ///     .await
+    ///     .expect("the plan is valid");
+    /// assert_eq!(report.runs[1].name, "tcp");
+    /// assert!(report.runs[1].connections >= Some(1));
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub async fn compare(
+        mut self,
+        transports: impl IntoIterator<Item = Transport>,
+    ) -> Result<Report, LoadTestError> {
+        let (title, started) = (self.name.clone(), SystemTime::now());
+        let mut runs = Vec::new();
+        for transport in transports {
+            if !runs.is_empty() && self.stop.is_stopped() {
+                break;
+            }
+            self.name = transport.to_string();
+            let plan = self.build()?;
+            runs.push(self.carry_out(plan, transport).await?);
+        }
+        let (started, environment) = (unix_seconds(started), Environment::here());
+        Ok(Report::of(title, started, environment, runs, Vec::new(), None))
+    }
+
+    async fn carry_out(&self, plan: Plan, transport: Transport) -> Result<Run, LoadTestError> {
+        let plan = Arc::new(plan);
+        // What is on its way through a connection takes no virtual time.
+        if plan.virtual_time && (self.wire.is_some() || transport != Transport::Direct) {
+            return Err(LoadTestError::RealWaits);
+        }
+        let before = self.wire.as_ref().map_or(0, Wire::connections);
+        let (findings, wire) = match (&self.wire, transport.connection()) {
+            (Some(wire), Some(_)) => {
+                let url = wire.name().to_owned();
+                return Err(PlanError::TwoTransports { url, transport }.into());
+            }
+            (wire, None) => {
+                let findings = self.drive(self.service.clone(), &plan).await?;
+                (findings, wire.clone())
+            }
+            (None, Some((medium, http))) => {
+                let wire = Wire::serve(self.service.clone(), medium, http).await?;
+                let findings = self.drive(wire.clone(), &plan).await?;
+                (findings, Some(wire))
+            }
         };
-        Ok(verdict::judge(&plan, findings?))
+        let mut run = verdict::judge(&plan, findings);
+        run.plan.transport = match &self.wire {
+            Some(wire) => wire.name().to_owned(),
+            None => transport.to_string(),
+        };
+        run.connections = wire.map(|wire| wire.connections() - before);
+        Ok(run)
+    }
+
+    async fn drive<T: InProcess>(
+        &self,
+        service: T,
+        plan: &Arc<Plan>,
+    ) -> Result<Findings, RunError> {
+        let (stop, observer) = (&self.stop, self.observer.as_ref());
+        if plan.virtual_time {
+            run_in_virtual_time(service, plan.clone(), stop.clone(), observer.cloned()).await
+        } else if plan.topology == Topology::Split {
+            runner::run_apart(service, plan, stop, observer).await
+        } else {
+            runner::run(service, plan, None, stop, observer).await
+        }
     }
 
     fn build(&mut self) -> Result<Plan, PlanError> {
@@ -458,7 +570,7 @@ pub enum LoadTestError {
     /// The settings make no sense.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The operating system refused the generator its threads.
+    /// The operating system refused the generator its threads, or a socket for its transport.
     #[error("the load generator cannot start: {0}")]
     Start(#[from] io::Error),
     /// The scenario's setup failed, so there was no load.

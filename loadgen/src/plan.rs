@@ -10,6 +10,7 @@ use crate::{
     scenario::{LoadRng, Scenario, StepNames},
     schedule::{Arrivals, Profile, Schedule},
     threshold::{Threshold, ThresholdError},
+    transport::Transport,
 };
 
 /// Ten times what a processor core can dispatch, requests per second.
@@ -229,6 +230,16 @@ pub enum PlanError {
     /// An in-flight bound of zero.
     #[error("an in-flight bound of 0 drops every arrival: give at least 1")]
     NoneInFlight,
+    /// A connection to a connection.
+    #[error(
+        "the load of {url} goes over its own connections, not over {transport}: leave out the transport"
+    )]
+    TwoTransports {
+        /// What is loaded.
+        url: String,
+        /// What was asked for.
+        transport: Transport,
+    },
     /// A threshold that cannot be read.
     #[error(transparent)]
     Threshold(#[from] ThresholdError),

@@ -130,6 +130,13 @@ pub struct Run {
     pub verdict: Verdict,
     /// Where every request went.
     pub conservation: Conservation,
+    /// The errors behind `transport_error`, the most frequent first: at most 16 texts, and one for the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<ErrorCount>,
+    /// Connections that the generator opened, from before the warm-up to the end of the drain; absent where
+    /// there are none to open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u64>,
     /// What the client felt.
     pub client: ClientView,
     /// What the layer recorded during the measured interval and the drain after it, in which the last
@@ -189,7 +196,8 @@ pub struct PlanSummary {
     pub max_in_flight: usize,
     /// After this long without a complete response a request is given up.
     pub timeout_s: f64,
-    /// How the target is reached: `direct` is a call into the service.
+    /// How the target is reached: `direct` is a call into the service, `pipe`, `tcp` and `unix` a connection to
+    /// it, `:h2` one of HTTP/2; or the URL of another server.
     pub transport: String,
     /// Seed of every random choice.
     pub seed: u64,
@@ -275,6 +283,15 @@ pub struct ServerConservation {
     pub not_seen: u64,
     /// Of `recorded`, those that this run did not send (other clients of the service).
     pub foreign: u64,
+}
+
+/// An error, and how many requests it ended.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct ErrorCount {
+    /// The error and its causes, on one line.
+    pub message: String,
+    /// Requests that it ended.
+    pub count: u64,
 }
 
 /// Requests by how they ended, as the client sees it.

@@ -25,11 +25,12 @@ use crate::{
     calibration::{Null, cost_of_a_request},
     checks::Checks,
     collector::{SharedTally, Tally},
-    load::{Load, Timer, equip},
+    failures::Failures,
+    load::{Load, Timer, equip, settle},
     pacer::{self, Paced, Pacer, Taking},
     plan::{MAX_TIME, Plan, Workload},
     progress::{Progress, Stage},
-    report::{Check, ResourceRow},
+    report::{Check, ErrorCount, ResourceRow},
     scenario::stream,
     schedule::{Profile, Schedule, Starts},
     session::FlowError,
@@ -71,6 +72,7 @@ pub(crate) struct Findings {
     /// The layer that answered, and what it recorded meanwhile.
     pub(crate) server: Option<(Perf, Snapshot)>,
     pub(crate) resources: Vec<ResourceRow>,
+    pub(crate) errors: Vec<ErrorCount>,
     pub(crate) checks: Vec<Check>,
     /// Between arrivals; of an open workload.
     pub(crate) gaps: Option<LatencyHistogram>,
@@ -262,6 +264,7 @@ impl<S: InProcess> Phase<'_, S> {
             sink: Sink::new(Handle::current().metrics().num_workers()),
             tally: SharedTally::new(Tally::new(self.plan, duration)),
             checks: Checks::default(),
+            failures: Arc::default(),
             timer,
             host: self.host.clone(),
             watch: self.watch.clone(),
@@ -281,8 +284,10 @@ impl<S: InProcess> Phase<'_, S> {
         let mut rng = stream(plan.seed, "preflight", 0);
         let mut service = self.service.clone();
         for mut request in plan.scenario.one_of_each(&mut rng) {
-            equip(&mut request, plan, &probes.probe());
-            exchange(&mut service, request, Instant::now(), plan.timeout, None).await;
+            let (mut probe, failures) = (probes.probe(), Failures::default());
+            equip(&mut request, plan, &probe);
+            exchange(&mut service, request, Instant::now(), plan.timeout, &failures, None).await;
+            settle(&mut probe).await;
             if probes.answered_by().is_some() {
                 return;
             }
@@ -349,6 +354,7 @@ impl<S: InProcess> Phase<'_, S> {
             interrupted,
             server,
             resources,
+            errors: load.failures.counts(),
             checks: load.checks.all(),
             gaps: (!closed).then_some(paced.gaps),
             cost: None,

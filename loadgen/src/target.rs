@@ -16,7 +16,7 @@ use http_body::Body;
 use tokio::time::{Duration, Instant, timeout_at};
 use tower_service::Service;
 
-use crate::{outcome::ClientOutcome, session::Reply};
+use crate::{failures::Failures, outcome::ClientOutcome, session::Reply};
 
 /// Bytes of a body that a flow gets to see.
 const MAX_KEPT: usize = 16 << 20;
@@ -34,7 +34,7 @@ pub trait InProcess:
     + 'static
 {
     /// The body that it answers with.
-    type ResponseBody: Body<Error: Into<Box<dyn Error + Send + Sync>>> + Send;
+    type ResponseBody: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send;
 }
 
 impl<S, B> InProcess for S
@@ -42,7 +42,7 @@ where
     S: Service<Request<AxumBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<Box<dyn Error + Send + Sync>>,
     S::Future: Send,
-    B: Body + Send,
+    B: Body<Data: Send> + Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type ResponseBody = B;
@@ -75,15 +75,16 @@ impl Answer {
 /// Sends one request into the service and drains the answer, for at most `timeout` from `dispatched`; into `reply`
 /// if there is one.
 ///
-/// A panic of the service is caught: it ends the request, not the run.
+/// A panic of the service is caught: it ends the request, not the run. `failures` is told of errors.
 pub(crate) async fn exchange<S: InProcess>(
     service: &mut S,
     request: Request<Bytes>,
     dispatched: Instant,
     timeout: Duration,
+    failures: &Failures,
     reply: Option<&mut Reply>,
 ) -> Answer {
-    let mut exchange = pin!(catch_panic(drive(service, request, reply)));
+    let mut exchange = pin!(catch_panic(drive(service, request, failures, reply)));
     // Most answers are there at the first poll: those pay for no timer.
     let first = poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await;
     match first {
@@ -97,17 +98,23 @@ pub(crate) async fn exchange<S: InProcess>(
 async fn drive<S: InProcess>(
     service: &mut S,
     request: Request<Bytes>,
+    failures: &Failures,
     reply: Option<&mut Reply>,
 ) -> Answer {
+    let broken = |error: Box<dyn Error + Send + Sync>| {
+        failures.note(&*error);
+        Answer::without_response(ClientOutcome::TransportError)
+    };
     let request = request.map(|body| {
         // An empty axum body costs no allocation, a full one does.
         if body.is_empty() { AxumBody::empty() } else { AxumBody::from(body) }
     });
-    if poll_fn(|cx| service.poll_ready(cx)).await.is_err() {
-        return Answer::without_response(ClientOutcome::TransportError);
+    if let Err(error) = poll_fn(|cx| service.poll_ready(cx)).await {
+        return broken(error.into());
     }
-    let Ok(response) = service.call(request).await else {
-        return Answer::without_response(ClientOutcome::TransportError);
+    let response = match service.call(request).await {
+        Ok(response) => response,
+        Err(error) => return broken(error.into()),
     };
     let (head, body) = response.into_parts();
     let mut answer = Answer {
@@ -128,8 +135,9 @@ async fn drive<S: InProcess>(
                     kept.put((&mut data).take(room));
                 }
             }
-            Err(_) => {
-                answer.outcome = ClientOutcome::TransportError;
+            Err(error) => {
+                // What came until then has come.
+                answer.outcome = broken(error.into()).outcome;
                 break;
             }
         }

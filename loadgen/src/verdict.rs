@@ -64,6 +64,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     }
     let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
     let measured = findings.measured;
+    let client = client_view(&findings, &rows, &total, plan.seed);
     Run {
         name: plan.name.clone(),
         plan: plan.summary(),
@@ -72,7 +73,9 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         interrupted: findings.interrupted,
         validity,
         verdict,
-        client: client_view(&findings, &rows, &total, plan.seed),
+        errors: findings.errors.clone(),
+        connections: None,
+        client,
         server: findings.server.as_ref().map(|(_, interval)| interval.view()),
         pairs: Pairs {
             paired: findings.tally.seen_by_server,

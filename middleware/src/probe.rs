@@ -148,6 +148,14 @@ impl Probe {
         self.cell.record.get()
     }
 
+    /// Does somebody else still hold the probe? As long as a server does, it may yet fill it: a request over a
+    /// connection ends on its side a little later than on the client's.
+    #[must_use]
+    pub fn is_shared(&mut self) -> bool {
+        // Unlike a look at the count, this sees what the last holder did.
+        Arc::get_mut(&mut self.cell).is_none()
+    }
+
     /// Empties the probe for the next request, without an allocation if no clone is left.
     pub fn renew(&mut self) {
         match Arc::get_mut(&mut self.cell) {

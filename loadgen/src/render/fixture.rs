@@ -13,9 +13,9 @@ use crate::{
     memory,
     outcome::ClientOutcome,
     report::{
-        Check, ClientOutcomes, ClientRoute, ClientView, Conservation, Environment, GeneratorView,
-        Latency, Model, Pairs, PlanSummary, Reason, Report, ResourceRow, Run, SCHEMA,
-        ServerConservation, ThresholdResult, TimelineRow, Unit, Validity, Verdict,
+        Check, ClientOutcomes, ClientRoute, ClientView, Conservation, Environment, ErrorCount,
+        GeneratorView, Latency, Model, Pairs, PlanSummary, Reason, Report, ResourceRow, Run,
+        SCHEMA, ServerConservation, ThresholdResult, TimelineRow, Unit, Validity, Verdict,
     },
     sink::{Sample, ServerView},
     statistics::{self, Estimate, Window},
@@ -97,6 +97,8 @@ pub(crate) fn invalid() -> Report {
         ],
     };
     run.verdict = Verdict::Invalid;
+    run.errors = vec![ErrorCount { message: "the exchange broke off".to_owned(), count: 1_234 }];
+    run.connections = Some(5_678);
     let limited = run.conservation.outcomes.ok;
     run.conservation.outcomes = ClientOutcomes { limited, ..ClientOutcomes::default() };
     run.client.outcomes = run.conservation.outcomes;
@@ -105,6 +107,17 @@ pub(crate) fn invalid() -> Report {
     report.thresholds[0].verdict = Verdict::Fail;
     report.verdict = Verdict::Invalid;
     report.grade = None;
+    report
+}
+
+/// One plan, run by calls and over a connection; the second run is invalid.
+pub(crate) fn transports() -> Report {
+    let mut report = passed();
+    let call = report.runs[0].clone();
+    let mut connection = Run { name: "tcp:h2".to_owned(), ..call.clone() };
+    connection.plan.transport = "tcp:h2".to_owned();
+    connection.validity.verdict = Verdict::Invalid;
+    report.runs = vec![call, connection];
     report
 }
 
@@ -126,6 +139,7 @@ pub(crate) fn hostile_and_empty() -> Report {
     }
     let run = &mut report.runs[0];
     run.name = hostile.to_owned();
+    run.errors = vec![ErrorCount { message: hostile.to_owned(), count: 1 }];
     run.plan.transport = hostile.to_owned();
     run.plan.mix = vec![(hostile.to_owned(), 1)];
     run.plan.tags = [(hostile.to_owned(), hostile.to_owned())].into();
@@ -375,6 +389,8 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             }),
             unexplained: 0,
         },
+        errors: Vec::new(),
+        connections: None,
         client: ClientView {
             rate: total as f64 / MEASURED_S,
             response_time: latency(&all.response),

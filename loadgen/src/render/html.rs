@@ -4,13 +4,14 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use parallax_middleware::samples_needed;
 
 use super::{
-    backends, cost_in_words, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
+    Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
+    parts, plan_in_words,
     plot::{self, Limit, Series},
-    route_views, unsupported, why,
+    route_views, transports_in_words, unsupported, why,
 };
 use crate::{
     report::{
-        ClientOutcomes, ClientRoute, Conservation, Environment, Latency, MemoryModel, Report, Run,
+        ClientOutcomes, ClientRoute, Environment, Latency, MemoryModel, Report, Run,
         ThresholdResult, Unit, Verdict,
     },
     threshold::{Metric, Stat, Threshold},
@@ -39,6 +40,7 @@ pub fn html(report: &Report) -> String {
                         (requirements(&report.thresholds))
                     }
                     @if let Some(model) = &report.memory { (memory(model)) }
+                    @for group in by_transport(report) { (cost_table(&group)) }
                     @for run in &report.runs { (run_section(report, run)) }
                     h2 { "Environment" }
                     (environment(&report.environment))
@@ -116,6 +118,31 @@ fn margin(margin: Option<f64>) -> Markup {
     }
 }
 
+fn cost_table(costs: &[Cost<'_>]) -> Markup {
+    html! {
+        h2 { "What each transport costs" }
+        div.scroll {
+            table {
+                thead {
+                    tr {
+                        th.text { "transport" } th { "rate" } th { "service time p50" } th { "p99" }
+                        th { "outside p50" } th { "p99" } th { "ratio" }
+                    }
+                }
+                tbody {
+                    @for cost in costs {
+                        tr {
+                            td.text { b { (cost.name()) } }
+                            @for figure in cost.figures() { td { (figure) } }
+                        }
+                    }
+                }
+            }
+        }
+        p.note { (transports_in_words(costs)) "." }
+    }
+}
+
 fn run_section(report: &Report, run: &Run) -> Markup {
     html! {
         h2 class=(run.verdict) { "Run " (run.name) " " (badge(run.verdict)) }
@@ -131,7 +158,7 @@ fn run_section(report: &Report, run: &Run) -> Markup {
             (attribution(run))
         }
         h3 { "Where every request went" }
-        (conservation(&run.conservation))
+        (conservation(run))
         @if let Some(facts) = process(run) {
             h3 { "The process" }
             (facts)
@@ -362,8 +389,8 @@ fn attribution(run: &Run) -> Markup {
     }
 }
 
-fn conservation(counts: &Conservation) -> Markup {
-    let n = number::count;
+fn conservation(run: &Run) -> Markup {
+    let (n, counts) = (number::count, &run.conservation);
     html! {
         ul.flow {
             li {
@@ -376,6 +403,10 @@ fn conservation(counts: &Conservation) -> Markup {
                     @if count > 0 || kind == "ok" { (kind.replace('_', " ")) " " b { (n(count)) } " + " }
                 }
                 "in flight " b { (n(counts.in_flight)) }
+                @for error in &run.errors { div.note { (n(error.count)) " \u{d7} " (error.message) } }
+            }
+            @if let Some(connections) = run.connections {
+                li { "connections opened " b { (n(connections)) } }
             }
             @if let Some(server) = &counts.server {
                 li {
@@ -545,6 +576,14 @@ mod tests {
         assert_eq!(page.matches("<svg").count(), 4);
         assert!(page.contains("limit: p95 &lt; 200ms"));
         assert!(page.contains("n/a (needs 3,000 samples)"));
+    }
+
+    #[test]
+    fn runs_that_differ_in_their_transport_alone_are_laid_side_by_side() {
+        let page = html(&fixture::transports());
+        assert!(page.contains("What each transport costs"));
+        assert!(page.contains("<b>tcp:h2, invalid</b>"));
+        assert!(!html(&fixture::passed()).contains("What each transport costs"));
     }
 
     #[test]

@@ -21,8 +21,8 @@ use std::collections::BTreeMap;
 use parallax_middleware::{PerfView, RefusedTokens};
 
 use crate::report::{
-    Attribution, ClientRoute, GeneratorView, Latency, Model, PlanSummary, Report, ThresholdResult,
-    Verdict,
+    Attribution, ClientRoute, GeneratorView, Latency, Model, PlanSummary, Report, Run,
+    ThresholdResult, Verdict,
 };
 
 /// Every requirement of a report, those of the whole first; what the whole repeats of a run counts once.
@@ -111,6 +111,70 @@ fn found_against_limit(result: &ThresholdResult) -> String {
 /// A text as a sentence: with a full stop, and only one.
 fn stopped(text: &str) -> String {
     format!("{}.", text.trim_end_matches('.'))
+}
+
+/// How runs compare that differ in nothing but how they reach the service.
+struct Cost<'a> {
+    run: &'a Run,
+    /// Of the median service time to that of the first.
+    ratio: Option<f64>,
+}
+
+/// The runs of the same plan over several transports, plan by plan, in the order in which they ran.
+fn by_transport(report: &Report) -> Vec<Vec<Cost<'_>>> {
+    let mut groups: Vec<Vec<&Run>> = Vec::new();
+    for run in &report.runs {
+        let same = |other: &Run| {
+            let transport = run.plan.transport.clone();
+            run.plan == PlanSummary { transport, ..other.plan.clone() }
+        };
+        match groups.iter_mut().find(|group| same(group[0])) {
+            Some(group) => group.push(run),
+            None => groups.push(vec![run]),
+        }
+    }
+    groups.retain(|group| group.iter().any(|run| run.plan.transport != group[0].plan.transport));
+    let median = |run: &Run| run.client.service_time.summary.p50_us;
+    let ratio = |run: &Run, first: &Run| Some(median(run)? / median(first).filter(|us| *us > 0.0)?);
+    groups
+        .into_iter()
+        .map(|runs| {
+            let first = runs[0];
+            runs.into_iter().map(|run| Cost { run, ratio: ratio(run, first) }).collect()
+        })
+        .collect()
+}
+
+impl Cost<'_> {
+    /// The transport; and that its figures mean nothing, if they do not.
+    fn name(&self) -> String {
+        let invalid = if self.run.validity.verdict == Verdict::Invalid { ", invalid" } else { "" };
+        format!("{}{invalid}", self.run.plan.transport)
+    }
+
+    /// Rate, medians and 99th percentiles of the service time and of what is outside of the layer, the ratio.
+    fn figures(&self) -> [String; 6] {
+        let time = |us: Option<f64>| us.map_or_else(|| number::NONE.to_owned(), number::duration);
+        let (service, outside) =
+            (&self.run.client.service_time.summary, &self.run.pairs.outside.summary);
+        [
+            number::per_second(self.run.client.rate),
+            time(service.p50_us),
+            time(service.p99_us),
+            time(outside.p50_us),
+            time(outside.p99_us),
+            self.ratio.map_or_else(|| number::NONE.to_owned(), number::plain),
+        ]
+    }
+}
+
+/// What the columns of costs mean.
+fn transports_in_words(costs: &[Cost<'_>]) -> String {
+    format!(
+        "One plan over each. Ratio: of the median service time to that over {}. Outside: the part of the \
+         service time that the layer did not see: the transport and both its ends",
+        costs.first().map_or("the first", |cost| &cost.run.plan.transport)
+    )
 }
 
 /// A plan in a sentence.

@@ -6,12 +6,12 @@ use anstyle::{AnsiColor, Effects};
 use parallax_middleware::samples_needed;
 
 use super::{
-    backends, cost_in_words, dominance, dominated_tail, mix_in_words, number, parts, plan_in_words,
-    route_views, unsupported, why,
+    Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
+    parts, plan_in_words, route_views, transports_in_words, unsupported, why,
 };
 use crate::report::{
-    Attribution, Check, ClientOutcomes, Conservation, Latency, MemoryModel, Report, Run,
-    ThresholdResult, TimelineRow, Unit, Verdict,
+    Attribution, Check, ClientOutcomes, Latency, MemoryModel, Report, Run, ThresholdResult,
+    TimelineRow, Unit, Verdict,
 };
 
 /// How a text is dressed.
@@ -28,6 +28,9 @@ pub fn text(report: &Report, style: Style) -> String {
     let mut page = Page { out: String::new(), style };
     page.headline(report);
     page.requirements("Requirements", &report.thresholds);
+    for group in by_transport(report) {
+        page.costs(&group);
+    }
     for run in &report.runs {
         page.run(run);
     }
@@ -41,6 +44,8 @@ pub fn text(report: &Report, style: Style) -> String {
 const WIDTH: usize = 80;
 /// Columns of the six figures of a distribution.
 const CELL: usize = 10;
+/// Columns of a rate beside them.
+const COST_RATE: usize = 11;
 const LABEL: usize = WIDTH - 6 * CELL;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -120,6 +125,27 @@ impl Page {
         }
     }
 
+    fn costs(&mut self, costs: &[Cost<'_>]) {
+        self.section("What each transport costs", None);
+        let row = |name: &str, [rate, figures @ ..]: [&str; 6]| {
+            let figures: String = figures.into_iter().map(cell).collect();
+            let room = WIDTH - 5 * CELL - COST_RATE;
+            format!(
+                "  {:<width$}{rate:>COST_RATE$}{figures}",
+                fitted(name, room - 3),
+                width = room - 2
+            )
+        };
+        let above = format!("{:>1$}{2:>3$}", "service time", WIDTH - 3 * CELL, "outside", 2 * CELL);
+        self.painted(DIM, &above);
+        self.painted(DIM, &row("", ["rate", "p50", "p99", "p50", "p99", "ratio"]));
+        for cost in costs {
+            let figures = cost.figures();
+            self.line(&row(&cost.name(), figures.each_ref().map(String::as_str)));
+        }
+        self.wrapped(2, DIM, &transports_in_words(costs));
+    }
+
     fn run(&mut self, run: &Run) {
         self.section(&format!("Run {}", run.name), Some(run.verdict));
         self.wrapped(2, PLAIN, &plan_in_words(&run.plan));
@@ -170,7 +196,7 @@ impl Page {
         self.checks(&run.checks);
         self.attribution(run);
         self.over_time(&run.timeline);
-        self.conservation(&run.conservation);
+        self.conservation(run);
         self.process(run);
         self.requirements(&format!("Requirements of {}", run.name), &run.thresholds);
     }
@@ -295,8 +321,8 @@ impl Page {
         }
     }
 
-    fn conservation(&mut self, counts: &Conservation) {
-        let n = number::count;
+    fn conservation(&mut self, run: &Run) {
+        let (n, counts) = (number::count, &run.conservation);
         self.painted(BOLD, "  where every request went");
         let schedule = format!(
             "scheduled {} = dropped {} + sent {} + unsent {}",
@@ -315,6 +341,12 @@ impl Page {
             .collect();
         ends.push(format!("in flight {}", n(counts.in_flight)));
         self.wrapped(4, PLAIN, &format!("sent {} = {}", n(counts.sent), ends.join(" + ")));
+        for error in &run.errors {
+            self.wrapped(6, PLAIN, &format!("{} \u{d7} {}", n(error.count), error.message));
+        }
+        if let Some(connections) = run.connections {
+            self.wrapped(4, PLAIN, &format!("connections opened {}", n(connections)));
+        }
         let layer = counts.server.as_ref().map_or_else(
             || "no layer answered, so there is one view only".to_owned(),
             |server| {
@@ -625,6 +657,20 @@ mod tests {
         let figures = page.find("response time").expect("the figures are there");
         assert!(why < figures);
         assert!(page.contains("no samples"));
+        assert!(page.contains("1,234 × the exchange broke off"), "{page}");
+        assert!(page.contains("connections opened 5,678"), "{page}");
+    }
+
+    #[test]
+    fn runs_that_differ_in_their_transport_alone_are_laid_side_by_side() {
+        let page = plain(&fixture::transports());
+        let begin = page.find("What each transport costs").expect("it is there");
+        let rows: Vec<&str> = page[begin..].lines().skip(3).take(3).collect();
+        assert!(rows[0].starts_with("  direct ") && rows[0].ends_with(" 1.00"), "{rows:#?}");
+        assert!(rows[1].starts_with("  tcp:h2, invalid "), "{rows:#?}");
+        assert!(rows[2].contains("to that over direct"), "{rows:#?}");
+        assert!(rows.iter().all(|row| width(row) <= WIDTH), "{rows:#?}");
+        assert!(!plain(&fixture::passed()).contains("What each transport costs"));
     }
 
     #[test]

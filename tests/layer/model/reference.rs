@@ -149,7 +149,7 @@ fn assert_values(
     assert_eq!(found.max(), ends(values.last()), "{route}: most of {name}");
     for (low, width, n) in found.buckets() {
         let bucket = Duration::from_nanos(low)..Duration::from_nanos(low + width);
-        let wanted = values.iter().filter(|value| bucket.contains(value)).count() as u64;
+        let wanted = values.iter().filter(|value| bucket.contains(*value)).count() as u64;
         assert_eq!(n, wanted, "{route}: {name} within {bucket:?}");
     }
     // The exact sum, and whatever else a histogram may come to keep. Of what is past the hour only the
