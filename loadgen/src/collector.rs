@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use parallax_middleware::{LatencyHistogram, Outcome, Perf};
+use parallax_middleware::{LatencyHistogram, Outcome};
 
 use crate::{
     attribution::{BLOCKS, Parts},
@@ -14,6 +14,7 @@ use crate::{
     plan::Plan,
     report::ClientOutcomes,
     scenario::StepNames,
+    server_names::ServerNames,
     sink::Sample,
     statistics::{Window, window_width},
     threshold::{Metric, Threshold},
@@ -139,18 +140,18 @@ impl Tally {
         }
     }
 
-    /// Adds finished requests. `perf` is the layer that answered, if one did.
-    pub(crate) fn absorb(&mut self, samples: &[Sample], perf: Option<&Perf>) {
+    /// Adds finished requests. `server` knows the names of what the other side saw, if it saw anything.
+    pub(crate) fn absorb(&mut self, samples: &[Sample], server: Option<&ServerNames>) {
         for sample in samples {
-            self.add(sample, perf);
+            self.add(sample, server);
         }
     }
 
-    fn add(&mut self, sample: &Sample, perf: Option<&Perf>) {
+    fn add(&mut self, sample: &Sample, server: Option<&ServerNames>) {
         let route = sample.server.as_ref().map(|server| server.route);
         let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
             // Of what the layer did not see, the route is known at the end only.
-            let name = route.map(|_| route_name(&self.names, sample.step, route, perf));
+            let name = route.map(|_| route_name(&self.names, sample.step, route, server));
             let looks = |watch: &Watch| watch.route.is_none() || watch.route == name;
             let matches = self.watches.iter().enumerate().filter(|(_, watch)| looks(watch));
             Row { watched: matches.map(|(index, _)| index).collect(), ..Row::default() }
@@ -248,9 +249,9 @@ impl Tally {
     }
 
     /// The measured interval ended at `end`: whatever did not happen by then did not happen.
-    pub(crate) fn close(&mut self, end: Duration, perf: Option<&Perf>) {
+    pub(crate) fn close(&mut self, end: Duration, server: Option<&ServerNames>) {
         for ((step, index), slots) in std::mem::take(&mut self.unseen) {
-            let name = route_name(&self.names, step, self.route_of(step, None), perf);
+            let name = route_name(&self.names, step, self.route_of(step, None), server);
             let watch = &mut self.watches[index];
             if watch.route.as_deref() == Some(&name) {
                 watch.slots.merge(&slots);
@@ -280,10 +281,10 @@ impl Tally {
     }
 
     /// One row a route, by name; under the step's own name where the layer does not tell.
-    pub(crate) fn routes(&self, perf: Option<&Perf>) -> BTreeMap<String, Row> {
+    pub(crate) fn routes(&self, server: Option<&ServerNames>) -> BTreeMap<String, Row> {
         let mut routes: BTreeMap<String, Row> = BTreeMap::new();
         for ((step, route), row) in &self.rows {
-            let name = route_name(&self.names, *step, self.route_of(*step, *route), perf);
+            let name = route_name(&self.names, *step, self.route_of(*step, *route), server);
             routes.entry(name).or_default().merge(row);
         }
         routes
@@ -315,10 +316,14 @@ fn watched_metric(threshold: &Threshold) -> Metric {
     }
 }
 
-fn route_name(names: &StepNames, step: u32, route: Option<u32>, perf: Option<&Perf>) -> String {
+fn route_name(
+    names: &StepNames,
+    step: u32,
+    route: Option<u32>,
+    server: Option<&ServerNames>,
+) -> String {
     route
-        .and_then(|route| perf?.route_key(route))
-        .map(ToString::to_string)
+        .and_then(|route| server?.route(route))
         .or_else(|| names.name(step).map(|name| name.to_string()))
         .unwrap_or_default()
 }

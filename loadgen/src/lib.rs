@@ -42,6 +42,7 @@ pub mod report;
 mod runner;
 mod scenario;
 mod schedule;
+mod server_names;
 pub mod server_timing;
 mod session;
 mod shape;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Version};
 use parallax_middleware::{LoadMark, Probe, ProbeSource};
 use tokio::{
     runtime::Handle,
@@ -32,10 +32,12 @@ use crate::{
     progress::Stage,
     runner::DRAIN_GRACE,
     scenario::{Action, Flow, LoadRng, stream},
+    server_names::{ServerNames, Told},
+    server_timing,
     session::{BoxFuture, Client, FlowError, Reply, Session, State},
     sink::{Sample, ServerView, Sink},
     stop::Stop,
-    target::{Answer, InProcess, exchange},
+    target::{Answer, InProcess, Wanted, exchange},
     virtual_time::Watch,
 };
 
@@ -56,6 +58,8 @@ pub(crate) struct Load<S> {
     pub(crate) host: Option<Handle>,
     /// Where time is virtual.
     pub(crate) watch: Option<Watch>,
+    /// Names that come over a connection, if the server is asked for its times.
+    pub(crate) told: Option<Arc<Told>>,
     /// What the setup left for every session.
     pub(crate) values: BTreeMap<String, String>,
     pub(crate) start: Instant,
@@ -294,16 +298,19 @@ impl<S: InProcess> Load<S> {
         let timeout = self.plan.timeout;
         let dispatched = Instant::now();
         let (service, failures) = (&mut sender.service, &self.failures);
+        let mut told = None;
+        let wanted = Wanted { reply, told: self.told.is_some().then_some(&mut told) };
         let mut answer = match &self.host {
             None => match &self.watch {
-                None => exchange(service, request, dispatched, timeout, failures, reply).await,
+                None => exchange(service, request, dispatched, timeout, failures, wanted).await,
                 // A task of its own weight, which no run in real time has to carry.
                 Some(watch) => {
-                    let exchange = exchange(service, request, dispatched, timeout, failures, reply);
+                    let exchange =
+                        exchange(service, request, dispatched, timeout, failures, wanted);
                     Box::pin(watch.over(exchange)).await
                 }
             },
-            Some(host) => self.hand_over(host, service, request, dispatched, reply).await,
+            Some(host) => self.hand_over(host, service, request, dispatched, wanted).await,
         };
         let received = Instant::now();
         if self.probes.answered_by().is_some() {
@@ -329,7 +336,10 @@ impl<S: InProcess> Load<S> {
             lag: dispatched.saturating_duration_since(intended),
             service_time,
             answer,
-            server: sender.probe.record().map(ServerView::from),
+            server: sender.probe.record().map(ServerView::from).or_else(|| {
+                let (record, status) = told?;
+                self.told.as_ref()?.view(&record, status)
+            }),
         };
         sender.probe.renew();
         (sample, received)
@@ -342,22 +352,26 @@ impl<S: InProcess> Load<S> {
         service: &S,
         request: Request<Bytes>,
         dispatched: Instant,
-        reply: Option<&mut Reply>,
+        wanted: Wanted<'_>,
     ) -> Answer {
         let (mut service, timeout) = (service.clone(), self.plan.timeout);
         let failures = self.failures.clone();
-        let wanted = reply.is_some();
+        let (with_reply, with_times) = (wanted.reply.is_some(), wanted.told.is_some());
         let task = host.spawn(async move {
-            let mut kept = wanted.then(|| Reply::none(dispatched));
-            let reply = kept.as_mut();
+            let mut reply = with_reply.then(|| Reply::none(dispatched));
+            let mut told = None;
+            let wanted = Wanted { reply: reply.as_mut(), told: with_times.then_some(&mut told) };
             let answer =
-                exchange(&mut service, request, dispatched, timeout, &failures, reply).await;
-            (answer, kept)
+                exchange(&mut service, request, dispatched, timeout, &failures, wanted).await;
+            (answer, reply, told)
         });
         match task.await {
-            Ok((answer, kept)) => {
-                if let (Some(reply), Some(kept)) = (reply, kept) {
-                    *reply = kept;
+            Ok((answer, reply, told)) => {
+                if let (Some(place), Some(reply)) = (wanted.reply, reply) {
+                    *place = reply;
+                }
+                if let Some(place) = wanted.told {
+                    *place = told;
                 }
                 answer
             }
@@ -368,9 +382,17 @@ impl<S: InProcess> Load<S> {
 
     fn keep(&self, sample: Sample) {
         if let Some(batch) = self.sink.push(sample) {
-            self.tally.lock().absorb(&batch, self.probes.answered_by());
+            self.tally.lock().absorb(&batch, self.server_names().as_ref());
         }
         self.sink.finished();
+    }
+}
+
+impl<S> Load<S> {
+    /// Who knows what the other side calls its routes, once it is known who answers.
+    pub(crate) fn server_names(&self) -> Option<ServerNames> {
+        let layer = self.probes.answered_by().map(|perf| ServerNames::Layer(perf.clone()));
+        layer.or_else(|| self.told.clone().map(ServerNames::Told))
     }
 }
 
@@ -393,6 +415,10 @@ pub(crate) fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {
     let mark = LoadMark::new().paired(probe.clone());
     let mark = if plan.pass_limiter { mark.past_limiter() } else { mark };
     request.extensions_mut().insert(mark);
+    if let Some(token) = &plan.token {
+        // Over HTTP/2 the header that only HTTP/1.1 wants is taken out again.
+        server_timing::ask(request.headers_mut(), token, Version::HTTP_11);
+    }
 }
 
 /// When the last answer of a flow was in: nanoseconds since the phase's start, and one; 0 if there was none.

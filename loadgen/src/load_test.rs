@@ -9,7 +9,7 @@ use std::{
 
 use axum::Router;
 use bytes::Bytes;
-use http::{Method, Request, Uri};
+use http::{HeaderValue, Method, Request, Uri};
 
 use crate::{
     pacer::Pacer,
@@ -77,6 +77,7 @@ pub struct LoadTest<S = Router> {
     timeout: Duration,
     seed: u64,
     pass_limiter: bool,
+    token: Option<HeaderValue>,
     thresholds: Vec<String>,
     stop: Stop,
     observer: Option<Observer>,
@@ -131,6 +132,7 @@ impl<S: InProcess> LoadTest<S> {
             timeout: Duration::from_secs(10),
             seed: 1,
             pass_limiter: false,
+            token: None,
             thresholds: Vec::new(),
             stop: Stop::new(),
             observer: None,
@@ -329,6 +331,24 @@ impl<S: InProcess> LoadTest<S> {
         self
     }
 
+    /// Sends a bypass token with each request, in the header `x-parallax-bypass`: over a connection it is what
+    /// lets load by a limiter, and what has the server say in `Server-Timing` how long it took, if it
+    /// [does that](parallax_middleware::PerfBuilder::server_timing). Then both views are paired as in process.
+    ///
+    /// The token is shown nowhere. `parallax token` prints one.
+    pub fn token(mut self, token: &str) -> Self {
+        match HeaderValue::try_from(token) {
+            Ok(mut token) => {
+                token.set_sensitive(true);
+                self.token = Some(token);
+            }
+            Err(_) => {
+                self.mistake.get_or_insert(PlanError::BadToken);
+            }
+        }
+        self
+    }
+
     /// Adds a requirement: `p99 < 25ms`, `errors < 0.1%`, `p95{route="GET /items/{id}"} <= 200ms`.
     pub fn threshold(mut self, expression: &str) -> Self {
         self.thresholds.push(expression.to_owned());
@@ -522,6 +542,7 @@ impl<S: InProcess> LoadTest<S> {
             timeout: self.timeout,
             seed: self.seed,
             pass_limiter: self.pass_limiter,
+            token: self.token.clone(),
             pacer: self.pacer,
             topology: self.topology,
             virtual_time: self.virtual_time,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use http::HeaderValue;
 use rand::RngExt;
 
 use crate::{
@@ -109,6 +110,8 @@ pub(crate) struct Plan {
     pub(crate) timeout: Duration,
     pub(crate) seed: u64,
     pub(crate) pass_limiter: bool,
+    /// Goes with each request, past a limiter over a connection, and asks for the server's times.
+    pub(crate) token: Option<HeaderValue>,
     pub(crate) pacer: Pacer,
     pub(crate) topology: Topology,
     /// Time is tokio's, and paused.
@@ -168,7 +171,7 @@ impl Plan {
             transport: "direct".to_owned(),
             seed: self.seed,
             mix: self.scenario.weights(),
-            bypasses_limiter: self.pass_limiter,
+            bypasses_limiter: self.pass_limiter || self.token.is_some(),
             pacer: self.pacer.name().to_owned(),
             topology: self.topology.name().to_owned(),
             virtual_time: self.virtual_time,
@@ -181,6 +184,9 @@ impl Plan {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
+    /// A token that no header can carry. Its text is not shown.
+    #[error("the token is no value of a header: give the text that `parallax token` prints")]
+    BadToken,
     /// Nothing to send.
     #[error("the load test sends nothing: add a request with .get(\"/path\") or .scenario(mix)")]
     NoRequests,

@@ -33,10 +33,11 @@ use crate::{
     report::{Check, ErrorCount, ResourceRow},
     scenario::stream,
     schedule::{Profile, Schedule, Starts},
+    server_names::{ServerNames, Told},
     session::FlowError,
     sink::{Sample, Sink},
     stop::Stop,
-    target::{InProcess, exchange},
+    target::{InProcess, Wanted, exchange},
     virtual_time::Watch,
 };
 
@@ -69,8 +70,10 @@ pub(crate) struct Findings {
     pub(crate) started_at: SystemTime,
     pub(crate) measured: Duration,
     pub(crate) interrupted: bool,
-    /// The layer that answered, and what it recorded meanwhile.
-    pub(crate) server: Option<(Perf, Snapshot)>,
+    /// What the layer that answered recorded meanwhile.
+    pub(crate) server: Option<Snapshot>,
+    /// What the server's side calls its routes and phases.
+    pub(crate) server_names: Option<ServerNames>,
     pub(crate) resources: Vec<ResourceRow>,
     pub(crate) errors: Vec<ErrorCount>,
     pub(crate) checks: Vec<Check>,
@@ -125,6 +128,7 @@ pub(crate) async fn run<S: InProcess>(
         stop,
         observer,
         watch: watch.clone(),
+        told: plan.token.is_some().then(Told::new),
         values: BTreeMap::new(),
     };
     if let Some(setup) = plan.scenario.setup_flow() {
@@ -213,6 +217,7 @@ async fn calibrate(plan: &Arc<Plan>, stop: &Stop) -> Duration {
         stop,
         observer: None,
         watch: None,
+        told: None,
         values: BTreeMap::new(),
     };
     cost_of_a_request(&phase.load(Stage::WarmUp, MAX_TIME, Timer::Runtime)).await
@@ -227,6 +232,7 @@ struct Phase<'a, S> {
     stop: &'a Stop,
     observer: Option<&'a Observer>,
     watch: Option<Watch>,
+    told: Option<Arc<Told>>,
     values: BTreeMap<String, String>,
 }
 
@@ -268,6 +274,7 @@ impl<S: InProcess> Phase<'_, S> {
             timer,
             host: self.host.clone(),
             watch: self.watch.clone(),
+            told: self.told.clone(),
             values: self.values.clone(),
             start,
             end: start + duration,
@@ -286,7 +293,15 @@ impl<S: InProcess> Phase<'_, S> {
         for mut request in plan.scenario.one_of_each(&mut rng) {
             let (mut probe, failures) = (probes.probe(), Failures::default());
             equip(&mut request, plan, &probe);
-            exchange(&mut service, request, Instant::now(), plan.timeout, &failures, None).await;
+            exchange(
+                &mut service,
+                request,
+                Instant::now(),
+                plan.timeout,
+                &failures,
+                Wanted::default(),
+            )
+            .await;
             settle(&mut probe).await;
             if probes.answered_by().is_some() {
                 return;
@@ -325,10 +340,10 @@ impl<S: InProcess> Phase<'_, S> {
         };
         // From here on nothing is pushed but by requests that outlived the drain; they stay in flight.
         let in_flight = load.sink.in_flight();
-        let after = load.probes.answered_by().map(|perf| (perf.clone(), perf.snapshot()));
+        let after = load.probes.answered_by().map(Perf::snapshot);
         let resources = collector.finish().await;
         let server = match (before, after) {
-            (Some(before), Some((perf, after))) => Some((perf, after.since(&before))),
+            (Some(before), Some(after)) => Some(after.since(&before)),
             // Met only now: what it counted before cannot be told from what it counted since.
             (None, _) | (Some(_), None) => None,
         };
@@ -336,7 +351,8 @@ impl<S: InProcess> Phase<'_, S> {
         let interrupted = load.stop.is_stopped() && dispatched.ended < load.end;
         let measured = dispatched.ended.min(load.end).saturating_duration_since(load.start);
         let mut tally = std::mem::replace(&mut *load.tally.lock(), Tally::new(self.plan, duration));
-        tally.close(measured, load.probes.answered_by());
+        let server_names = load.server_names();
+        tally.close(measured, server_names.as_ref());
         let (paced, dropped) = (dispatched.paced, dispatched.dropped);
         // What was due, and what an answer made due.
         let arrivals = paced.taken - dropped;
@@ -353,6 +369,7 @@ impl<S: InProcess> Phase<'_, S> {
             measured,
             interrupted,
             server,
+            server_names,
             resources,
             errors: load.failures.counts(),
             checks: load.checks.all(),
@@ -627,7 +644,7 @@ impl<S> Collecting<S> {
         // Read before the pass: what is pushed before the flag is set is collected.
         let last = self.done.load(Relaxed) || load.abandoned.load(Relaxed);
         load.sink.drain(&mut self.spare, |samples| {
-            load.tally.lock().absorb(samples, load.probes.answered_by());
+            load.tally.lock().absorb(samples, load.server_names().as_ref());
         });
         let now = Instant::now();
         if now >= self.next_row || last {

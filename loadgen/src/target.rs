@@ -11,12 +11,17 @@ use std::{
 
 use axum::body::Body as AxumBody;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tokio::time::{Duration, Instant, timeout_at};
 use tower_service::Service;
 
-use crate::{failures::Failures, outcome::ClientOutcome, session::Reply};
+use crate::{
+    failures::Failures,
+    outcome::ClientOutcome,
+    server_timing::{self, ServerTiming},
+    session::Reply,
+};
 
 /// Bytes of a body that a flow gets to see.
 const MAX_KEPT: usize = 16 << 20;
@@ -72,8 +77,17 @@ impl Answer {
     }
 }
 
-/// Sends one request into the service and drains the answer, for at most `timeout` from `dispatched`; into `reply`
-/// if there is one.
+/// What is wanted of an answer besides how it ended.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted<'a> {
+    /// The whole of it.
+    pub(crate) reply: Option<&'a mut Reply>,
+    /// The server's record, where the server tells it over the connection.
+    pub(crate) told: Option<&'a mut Option<(ServerTiming, StatusCode)>>,
+}
+
+/// Sends one request into the service and drains the answer, for at most `timeout` from `dispatched`; into what
+/// is `wanted` of it.
 ///
 /// A panic of the service is caught: it ends the request, not the run. `failures` is told of errors.
 pub(crate) async fn exchange<S: InProcess>(
@@ -82,9 +96,9 @@ pub(crate) async fn exchange<S: InProcess>(
     dispatched: Instant,
     timeout: Duration,
     failures: &Failures,
-    reply: Option<&mut Reply>,
+    wanted: Wanted<'_>,
 ) -> Answer {
-    let mut exchange = pin!(catch_panic(drive(service, request, failures, reply)));
+    let mut exchange = pin!(catch_panic(drive(service, request, failures, wanted)));
     // Most answers are there at the first poll: those pay for no timer.
     let first = poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await;
     match first {
@@ -99,7 +113,7 @@ async fn drive<S: InProcess>(
     service: &mut S,
     request: Request<Bytes>,
     failures: &Failures,
-    reply: Option<&mut Reply>,
+    wanted: Wanted<'_>,
 ) -> Answer {
     let broken = |error: Box<dyn Error + Send + Sync>| {
         failures.note(&*error);
@@ -120,15 +134,22 @@ async fn drive<S: InProcess>(
     let mut answer = Answer {
         outcome: ClientOutcome::of_status(head.status),
         bytes: 0,
-        shed: head.status == http::StatusCode::SERVICE_UNAVAILABLE,
+        shed: head.status == StatusCode::SERVICE_UNAVAILABLE,
         io_refused: false,
     };
     let mut body = pin!(body);
-    let mut kept = reply.is_some().then(BytesMut::new);
+    let mut kept = wanted.reply.is_some().then(BytesMut::new);
+    let mut trailers = None;
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         match frame {
             Ok(frame) => {
-                let Ok(mut data) = frame.into_data() else { continue };
+                let mut data = match frame.into_data() {
+                    Ok(data) => data,
+                    Err(frame) => {
+                        trailers = frame.into_trailers().ok();
+                        continue;
+                    }
+                };
                 answer.bytes += data.remaining() as u64;
                 if let Some(kept) = &mut kept {
                     let room = MAX_KEPT.saturating_sub(kept.len());
@@ -142,7 +163,11 @@ async fn drive<S: InProcess>(
             }
         }
     }
-    if let (Some(reply), Some(kept)) = (reply, kept) {
+    if let Some(told) = wanted.told {
+        let record = server_timing::record(&head.headers, trailers.as_ref());
+        *told = record.map(|record| (record, head.status));
+    }
+    if let (Some(reply), Some(kept)) = (wanted.reply, kept) {
         reply.status = head.status;
         reply.headers = head.headers;
         reply.body = kept.freeze();

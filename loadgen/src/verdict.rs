@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use parallax_middleware::{LatencyHistogram, Perf, Snapshot, samples_needed};
+use parallax_middleware::{LatencyHistogram, Snapshot, samples_needed};
 
 use crate::{
     attribution::Part,
@@ -15,6 +15,7 @@ use crate::{
         ThresholdResult, TimelineRow, Validity, Verdict,
     },
     runner::{DRAIN_GRACE, Findings, unix_seconds},
+    server_names::ServerNames,
     statistics::{self, Estimate, Window},
     threshold::{Metric, Stat, Threshold},
 };
@@ -40,8 +41,8 @@ const NEGATIVE_SHARE: f64 = 0.001;
 
 /// Makes the report of one run.
 pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
-    let perf = findings.server.as_ref().map(|(perf, _)| perf);
-    let rows = findings.tally.routes(perf);
+    let names = findings.server_names.as_ref();
+    let rows = findings.tally.routes(names);
     let total = rows.values().fold(Row::default(), |mut total, row| {
         total.merge(row);
         total
@@ -76,7 +77,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         errors: findings.errors.clone(),
         connections: None,
         client,
-        server: findings.server.as_ref().map(|(_, interval)| interval.view()),
+        server: findings.server.as_ref().map(Snapshot::view),
         pairs: Pairs {
             paired: findings.tally.seen_by_server,
             server_time: latency(&total.server_time),
@@ -84,7 +85,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
             outside: latency(&total.outside),
             negative: findings.tally.negative_pairs,
         },
-        attribution: attribute(&total, perf, plan.seed),
+        attribution: attribute(&total, names, plan.seed),
         conservation,
         checks: findings.checks.clone(),
         generator: Some(generator_view(&findings)),
@@ -121,7 +122,7 @@ fn conserve(findings: &Findings) -> Conservation {
     let scheduled = findings.dropped + findings.sent + findings.unsent;
     let mut unexplained =
         findings.sent.abs_diff(accounted) + findings.scheduled.abs_diff(scheduled);
-    let server = findings.server.as_ref().map(|(_, interval): &(Perf, Snapshot)| {
+    let server = findings.server.as_ref().map(|interval| {
         // The layer counts probes by itself; the client counts the ones that came back. Of those that a
         // phase gave up waiting for nobody knows how many the layer has seen end.
         let given_up = findings.in_flight + findings.left_over;
@@ -252,15 +253,15 @@ fn p99(histogram: &LatencyHistogram) -> Option<Duration> {
 }
 
 /// Where the time of the requests went that the layer saw.
-fn attribute(row: &Row, perf: Option<&Perf>, seed: u64) -> Vec<Attribution> {
-    let Some(perf) = perf else { return Vec::new() };
+fn attribute(row: &Row, names: Option<&ServerNames>, seed: u64) -> Vec<Attribution> {
+    let Some(names) = names else { return Vec::new() };
     let name = |part| match part {
         Part::Lag => "lag".to_owned(),
         Part::Outside => "outside".to_owned(),
         Part::Handler => "handler".to_owned(),
-        Part::Phase(phase) => match perf.phase_name(phase) {
-            name @ ("lag" | "outside") => format!("phase {name}"),
-            name => name.to_owned(),
+        Part::Phase(phase) => match names.phase(phase) {
+            name if matches!(name.as_str(), "lag" | "outside") => format!("phase {name}"),
+            name => name,
         },
     };
     row.parts.attribute(name, seed)
@@ -273,7 +274,7 @@ fn client_view(
     seed: u64,
 ) -> ClientView {
     let (tally, measured) = (&findings.tally, findings.measured);
-    let perf = findings.server.as_ref().map(|(perf, _)| perf);
+    let names = findings.server_names.as_ref();
     let per_second =
         |n: u64| if measured.is_zero() { 0.0 } else { n as f64 / measured.as_secs_f64() };
     ClientView {
@@ -295,7 +296,7 @@ fn client_view(
                 service_time: latency(&row.service_time),
                 server_time: latency(&row.server_time),
                 outside: latency(&row.outside),
-                attribution: attribute(row, perf, seed),
+                attribution: attribute(row, names, seed),
             })
             .collect(),
     }

@@ -5,8 +5,12 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version},
     routing::get,
 };
+use std::time::Duration;
+
+use bytes::Bytes;
 use parallax_loadgen::{Http, LoadTest, LoadTestError, PlanError, Transport, UrlError, Wire};
-use parallax_middleware::{LoadMark, Perf};
+use parallax_middleware::{BypassPolicy, BypassToken, LoadMark, Perf, TokenCheck, TokenKeys};
+use tokio::time::sleep;
 
 use super::{assert_conserved, assert_told, millis, run};
 use crate::support::{
@@ -110,4 +114,69 @@ async fn a_url_that_cannot_be_loaded_is_refused_before_anything_is_sent() {
     let error = test.transport(Transport::Tcp(Http::One)).warmup(millis(0)).run().await;
     let error = error.expect_err("there are two ways");
     assert!(matches!(error, LoadTestError::Plan(PlanError::TwoTransports { .. })), "{error}");
+}
+
+/// A service that answers whole, in a stream, and from a pool; and that tells its times to who has a token.
+async fn telling(keys: &TokenKeys) -> Listening {
+    let policy = BypassPolicy::in_process().tokens(TokenCheck::new(keys.clone()));
+    let perf = Perf::builder().server_timing(&policy).build();
+    let pool = perf.clone();
+    let app = Router::new()
+        .route("/items/{id}", get(|| async { "tea" }))
+        .route(
+            "/pool",
+            get(move || async move { pool.observe("pool_wait:db", sleep(millis(3))).await }),
+        )
+        .route(
+            "/stream",
+            get(|| async {
+                let chunks = (0..3).map(|_| Ok::<_, std::convert::Infallible>(Bytes::from("tea")));
+                axum::body::Body::from_stream(futures_util::stream::iter(chunks))
+            }),
+        )
+        .layer(perf.layer());
+    App::Router(app).listen().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_tells_its_times_is_paired_with_as_in_process() {
+    let keys = TokenKeys::new("k1", &[7; 32]).expect("it is long enough");
+    let token = BypassToken::lasting(Duration::from_secs(60), "run");
+    let token = token.mint(&keys).expect("a token can say this");
+    let server = telling(&keys).await;
+    for http in [Http::One, Http::Two] {
+        let wire = Wire::url(&format!("http://{}", server.address())).expect("it is one");
+        let wire = wire.http(http).build().expect("there is no TLS to set up");
+        let test = LoadTest::wire(wire).get("/items/7").get("/pool").get("/stream").users(3);
+        let run = run(test.token(&token)).await;
+        assert_conserved(&run.conservation);
+        assert_eq!(run.conservation.outcomes.ok, run.conservation.sent, "{:?}", run.errors);
+        assert_eq!(run.pairs.paired, run.conservation.sent, "trailers tell of the stream too");
+        assert_eq!(run.pairs.negative, 0);
+        let rows: Vec<&str> = run.client.routes.iter().map(|row| row.route.as_str()).collect();
+        assert_eq!(
+            rows,
+            ["GET /items/{id}", "GET /pool", "GET /stream"],
+            "as the server calls them"
+        );
+        let pool = &run.client.routes[1].attribution[0];
+        assert!(pool.shares["pool_wait:db"] > 0.5, "{pool:?}");
+        assert!(run.plan.bypasses_limiter);
+        let text = serde_json::to_string(&run).expect("it is JSON");
+        assert!(!text.contains(&token), "the token is shown nowhere");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_tells_nothing_for_a_token_of_another_key() {
+    let keys = |secret| TokenKeys::new("k1", &[secret; 32]).expect("it is long enough");
+    let token = BypassToken::lasting(Duration::from_secs(60), "run");
+    let token = token.mint(&keys(8)).expect("a token can say this");
+    let server = telling(&keys(7)).await;
+    let url = format!("http://{}", server.address());
+    let test = LoadTest::url(&url).expect("it is one").get("/items/7").users(2);
+    let run = run(test.token(&token)).await;
+    assert_eq!((run.pairs.paired, run.conservation.outcomes.ok), (0, run.conservation.sent));
+    let rows: Vec<&str> = run.client.routes.iter().map(|row| row.route.as_str()).collect();
+    assert_eq!(rows, ["GET /items/7"]);
 }

@@ -5,7 +5,7 @@ use parallax_middleware::samples_needed;
 
 use super::{
     Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
-    parts, plan_in_words,
+    one_view, parts, plan_in_words,
     plot::{self, Limit, Series},
     route_views, transports_in_words, unsupported, why,
 };
@@ -415,7 +415,7 @@ fn conservation(run: &Run) -> Markup {
                     b { (n(server.foreign)) }
                 }
             } @else {
-                li.soft { "no layer answered, so there is one view only" }
+                li.soft { (one_view(&run.pairs)) }
             }
             li { "unexplained " b { (n(counts.unexplained)) } }
         }

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use parallax_middleware::{PerfView, RefusedTokens};
 
 use crate::report::{
-    Attribution, ClientRoute, GeneratorView, Latency, Model, PlanSummary, Report, Run,
+    Attribution, ClientRoute, GeneratorView, Latency, Model, Pairs, PlanSummary, Report, Run,
     ThresholdResult, Verdict,
 };
 
@@ -249,6 +249,17 @@ fn load_in_words(plan: &PlanSummary) -> String {
     };
     let stages: Vec<_> = plan.stages.iter().map(stage).collect();
     format!("{load}; in stages: {}", stages.join(", "))
+}
+
+/// Whose view there is where no layer of this process answered.
+fn one_view(pairs: &Pairs) -> String {
+    match pairs.paired {
+        0 => "no layer answered, so there is one view only".to_owned(),
+        paired => format!(
+            "the server told its times of {} of them; what else it counted, only itself knows",
+            number::count(paired)
+        ),
+    }
 }
 
 /// What the generator itself cost, in a sentence.

@@ -7,7 +7,7 @@ use parallax_middleware::samples_needed;
 
 use super::{
     Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
-    parts, plan_in_words, route_views, transports_in_words, unsupported, why,
+    one_view, parts, plan_in_words, route_views, transports_in_words, unsupported, why,
 };
 use crate::report::{
     Attribution, Check, ClientOutcomes, Latency, MemoryModel, Report, Run, ThresholdResult,
@@ -348,7 +348,7 @@ impl Page {
             self.wrapped(4, PLAIN, &format!("connections opened {}", n(connections)));
         }
         let layer = counts.server.as_ref().map_or_else(
-            || "no layer answered, so there is one view only".to_owned(),
+            || one_view(&run.pairs),
             |server| {
                 format!(
                     "layer saw {}, recorded {}; {} sent but not seen, {} of others",
