@@ -46,7 +46,8 @@ pub(crate) async fn cost_of_a_request(load: &Load<Null>) -> Duration {
         let began = Instant::now();
         for _ in 0..BATCH {
             load.sink.sent();
-            load.send(&mut sender, 0, Request::new(Bytes::new()), Instant::now()).await;
+            let mut request = Some(Request::new(Bytes::new()));
+            load.send(&mut sender, 0, &mut request, Instant::now()).await;
         }
         load.sink.drain(&mut Vec::new(), |samples| load.tally.lock().absorb(samples, None));
         fastest = fastest.min(began.elapsed());

@@ -156,13 +156,13 @@ impl<S: InProcess> Load<S> {
                         if !self.take_ticket() {
                             return;
                         }
-                        let request = build(&mut random);
+                        let mut request = Some(build(&mut random));
                         self.sink.sent();
-                        self.send(&mut sender, step, request, ready).await
+                        self.send(&mut sender, step, &mut request, ready).await
                     }
                     Action::Flow(flow) => {
                         let random = stream(rand::RngExt::random(&mut random), "flow", 0);
-                        match self.clone().iterate(&**flow, random, ready, false).await {
+                        match Box::pin(self.clone().iterate(&**flow, random, ready, false)).await {
                             Some(received) => received,
                             // It has sent nothing, because nothing may be sent any more, or for no reason: then
                             // it must not spin.
@@ -211,8 +211,8 @@ impl<S: InProcess> Load<S> {
         let (step, drawn) = self.plan.scenario.draw(&mut random);
         match drawn {
             Action::Request(build) => {
-                let request = build(&mut random);
-                self.send(&mut self.sender(), step, request, ready).await;
+                let mut request = Some(build(&mut random));
+                self.send(&mut self.sender(), step, &mut request, ready).await;
             }
             Action::Flow(flow) => {
                 if self.clone().iterate(&**flow, random, ready, true).await.is_none() {
@@ -278,7 +278,7 @@ impl<S: InProcess> Load<S> {
         &self,
         sender: &mut Sender<S>,
         step: u32,
-        request: Request<Bytes>,
+        request: &mut Option<Request<Bytes>>,
         intended: Instant,
     ) -> Instant {
         let (sample, received) = self.carry_out(sender, step, request, intended, None).await;
@@ -290,11 +290,13 @@ impl<S: InProcess> Load<S> {
         &self,
         sender: &mut Sender<S>,
         step: u32,
-        mut request: Request<Bytes>,
+        request: &mut Option<Request<Bytes>>,
         intended: Instant,
         reply: Option<&mut Reply>,
     ) -> (Sample, Instant) {
-        equip(&mut request, &self.plan, &sender.probe);
+        if let Some(request) = request {
+            equip(request, &self.plan, &sender.probe);
+        }
         let timeout = self.plan.timeout;
         let dispatched = Instant::now();
         let (service, failures) = (&mut sender.service, &self.failures);
@@ -310,7 +312,10 @@ impl<S: InProcess> Load<S> {
                     Box::pin(watch.over(exchange)).await
                 }
             },
-            Some(host) => self.hand_over(host, service, request, dispatched, wanted).await,
+            Some(host) => {
+                let request = request.take().unwrap_or_default();
+                Box::pin(self.hand_over(host, service, request, dispatched, wanted)).await
+            }
         };
         let received = Instant::now();
         if self.probes.answered_by().is_some() {
@@ -356,13 +361,14 @@ impl<S: InProcess> Load<S> {
     ) -> Answer {
         let (mut service, timeout) = (service.clone(), self.plan.timeout);
         let failures = self.failures.clone();
+        let mut request = Some(request);
         let (with_reply, with_times) = (wanted.reply.is_some(), wanted.told.is_some());
         let task = host.spawn(async move {
             let mut reply = with_reply.then(|| Reply::none(dispatched));
             let mut told = None;
             let wanted = Wanted { reply: reply.as_mut(), told: with_times.then_some(&mut told) };
             let answer =
-                exchange(&mut service, request, dispatched, timeout, &failures, wanted).await;
+                exchange(&mut service, &mut request, dispatched, timeout, &failures, wanted).await;
             (answer, reply, told)
         });
         match task.await {
@@ -454,9 +460,9 @@ impl<S: InProcess> Client for FlowClient<S> {
                 load.sink.sent();
             }
             let step = load.plan.names.number(name);
-            let mut reply = Reply::none(ready);
+            let (mut request, mut reply) = (Some(request), Reply::none(ready));
             let (sample, received) =
-                load.carry_out(&mut self.sender, step, request, ready, Some(&mut reply)).await;
+                load.carry_out(&mut self.sender, step, &mut request, ready, Some(&mut reply)).await;
             reply.received = received;
             let since = received.saturating_duration_since(load.start);
             self.ended.last_received.store(since.as_nanos() as u64 + 1, Relaxed);

@@ -295,7 +295,7 @@ impl<S: InProcess> Phase<'_, S> {
             equip(&mut request, plan, &probe);
             exchange(
                 &mut service,
-                request,
+                &mut Some(request),
                 Instant::now(),
                 plan.timeout,
                 &failures,

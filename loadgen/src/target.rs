@@ -6,7 +6,7 @@ use std::{
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use axum::body::Body as AxumBody;
@@ -90,20 +90,30 @@ pub(crate) struct Wanted<'a> {
 /// is `wanted` of it.
 ///
 /// A panic of the service is caught: it ends the request, not the run. `failures` is told of errors.
+///
+/// The request is taken where it is used. By value, each of the futures that hand it down would hold a copy, and
+/// every user a future.
 pub(crate) async fn exchange<S: InProcess>(
     service: &mut S,
-    request: Request<Bytes>,
+    request: &mut Option<Request<Bytes>>,
     dispatched: Instant,
     timeout: Duration,
     failures: &Failures,
     wanted: Wanted<'_>,
 ) -> Answer {
-    let mut exchange = pin!(catch_panic(drive(service, request, failures, wanted)));
+    let mut driving = pin!(drive(service, request, failures, wanted));
+    let mut poll = |cx: &mut Context<'_>| {
+        // After a panic the future is dropped unpolled, so nobody sees a broken invariant of it.
+        catch_unwind(AssertUnwindSafe(|| driving.as_mut().poll(cx))).unwrap_or_else(|panic| {
+            let answer = Answer::without_response(ClientOutcome::Panicked);
+            Poll::Ready(Answer { io_refused: lacks_io(&*panic), ..answer })
+        })
+    };
     // Most answers are there at the first poll: those pay for no timer.
-    let first = poll_fn(|cx| Poll::Ready(exchange.as_mut().poll(cx))).await;
+    let first = poll_fn(|cx| Poll::Ready(poll(cx))).await;
     match first {
         Poll::Ready(answer) => answer,
-        Poll::Pending => timeout_at(dispatched + timeout, exchange)
+        Poll::Pending => timeout_at(dispatched + timeout, poll_fn(poll))
             .await
             .unwrap_or_else(|_| Answer::without_response(ClientOutcome::Timeout)),
     }
@@ -111,7 +121,7 @@ pub(crate) async fn exchange<S: InProcess>(
 
 async fn drive<S: InProcess>(
     service: &mut S,
-    request: Request<Bytes>,
+    request: &mut Option<Request<Bytes>>,
     failures: &Failures,
     wanted: Wanted<'_>,
 ) -> Answer {
@@ -119,13 +129,13 @@ async fn drive<S: InProcess>(
         failures.note(&*error);
         Answer::without_response(ClientOutcome::TransportError)
     };
-    let request = request.map(|body| {
-        // An empty axum body costs no allocation, a full one does.
-        if body.is_empty() { AxumBody::empty() } else { AxumBody::from(body) }
-    });
     if let Err(error) = poll_fn(|cx| service.poll_ready(cx)).await {
         return broken(error.into());
     }
+    let request = request.take().unwrap_or_default().map(|body| {
+        // An empty axum body costs no allocation, a full one does.
+        if body.is_empty() { AxumBody::empty() } else { AxumBody::from(body) }
+    });
     let response = match service.call(request).await {
         Ok(response) => response,
         Err(error) => return broken(error.into()),
@@ -173,18 +183,6 @@ async fn drive<S: InProcess>(
         reply.body = kept.freeze();
     }
     answer
-}
-
-async fn catch_panic(exchange: impl Future<Output = Answer>) -> Answer {
-    let mut exchange = pin!(exchange);
-    poll_fn(|cx| {
-        // After a panic the future is dropped unpolled, so nobody sees a broken invariant of it.
-        catch_unwind(AssertUnwindSafe(|| exchange.as_mut().poll(cx))).unwrap_or_else(|panic| {
-            let answer = Answer::without_response(ClientOutcome::Panicked);
-            Poll::Ready(Answer { io_refused: lacks_io(&*panic), ..answer })
-        })
-    })
-    .await
 }
 
 /// Is this how tokio says that its runtime has no I/O?
