@@ -15,12 +15,15 @@ use std::{
     fmt::Write as _,
     fs,
     future::poll_fn,
+    hint,
     pin::pin,
     process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc,
     },
+    thread,
     time::Duration,
 };
 
@@ -211,6 +214,36 @@ async fn rates(effort: Effort) -> String {
     table
 }
 
+/// How late a thread wakes, in microseconds, median and 99th percentile, that another one wakes 10,000 times a
+/// second, and that does nothing else: what the machine itself adds to any dispatch.
+fn bare_wake_up(duration: Duration) -> [f64; 2] {
+    let gap = Duration::from_micros(100);
+    let (wake, woken) = mpsc::channel::<Instant>();
+    let sleeper = thread::spawn(move || {
+        let mut late: Vec<f64> =
+            woken.into_iter().map(|due| due.elapsed().as_secs_f64() * 1e6).collect();
+        late.sort_by(f64::total_cmp);
+        [0.5, 0.99].map(|q| late[(late.len() as f64 * q) as usize])
+    });
+    let start = Instant::now();
+    for n in 0..duration.div_duration_f64(gap) as u32 {
+        let due = start + gap * n;
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left > Duration::from_micros(80) {
+                thread::sleep(left - Duration::from_micros(80));
+            } else if left.is_zero() {
+                break;
+            } else {
+                hint::spin_loop();
+            }
+        }
+        wake.send(due).expect("it listens");
+    }
+    drop(wake);
+    sleeper.join().expect("no panic")
+}
+
 /// How late requests are dispatched, by pacer.
 async fn lags(effort: Effort) -> String {
     let app = app();
@@ -218,7 +251,12 @@ async fn lags(effort: Effort) -> String {
         "| 10,000 arrivals/s | lag p50, µs | lag p99, µs | gap p50, µs | gap p99, µs |\n|---|---:|---:|---:|---:|\n",
     );
     let mut found: [[Vec<f64>; 4]; 2] = Default::default();
+    let mut bare: [Vec<f64>; 2] = Default::default();
     for _ in 0..effort.rounds.div_ceil(3) {
+        let woken = tokio::task::spawn_blocking(move || bare_wake_up(effort.paced)).await;
+        for (into, us) in bare.iter_mut().zip(woken.expect("no panic")) {
+            into.push(us);
+        }
         for (pacer, found) in [Pacer::Precise, Pacer::Coarse].into_iter().zip(&mut found) {
             let test = LoadTest::new(app.clone()).get("/").rate(10_000).pacer(pacer);
             let run = run(test.duration(effort.paced)).await;
@@ -239,6 +277,8 @@ async fn lags(effort: Effort) -> String {
             pacer.name()
         );
     }
+    let [p50, p99] = bare.map(median);
+    let _ = writeln!(table, "| a bare thread that another one wakes | {p50:.1} | {p99:.1} | | |");
     table
 }
 
