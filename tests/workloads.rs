@@ -355,3 +355,44 @@ async fn a_setup_that_fails_stops_the_run_with_its_reason() {
     let Err(LoadTestError::Setup(reason)) = result else { panic!("{result:?}") };
     assert_eq!(reason, "no account");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_requests_are_those_of_the_flows_too() {
+    let flow = |mut session: Session| async move {
+        session.send("first", get_request("/fast")).await?;
+        session.pause(millis(20)).await;
+        session.send("second", get_request("/fast")).await?;
+        Ok(())
+    };
+    for open in [false, true] {
+        let test = LoadTest::new(app()).scenario(Scenario::new().flow("two", 1, flow)).requests(20);
+        let run = run(if open { test.rate(1_000) } else { test.users(3) }).await;
+        // Also those that a pause still holds up when all others have their answers.
+        assert_eq!((run.conservation.scheduled, run.conservation.outcomes.ok), (20, 20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flows_that_pause_count_against_the_bound_too() {
+    let flow = |mut session: Session| async move {
+        session.send("first", get_request("/fast")).await?;
+        session.pause(Duration::from_secs(60)).await;
+        Ok(())
+    };
+    let test = LoadTest::new(app()).scenario(Scenario::new().flow("lingers", 1, flow)).rate(200);
+    let run = run(test.max_in_flight(10).duration(millis(300))).await;
+    assert_eq!((run.conservation.sent, run.conservation.dropped), (10, 50));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_teardown_that_fails_costs_no_figure_and_is_told() {
+    let scenario = Scenario::new()
+        .step("fast", 1, |_| get_request("/fast"))
+        .teardown(|_| async { Err(FlowError::new("the account stays")) });
+    let run = run(LoadTest::new(app()).scenario(scenario).users(1).duration(millis(200))).await;
+    assert!(run.conservation.outcomes.ok > 0);
+    let [Check { name, failed: 1, first_failure: Some(why), .. }] = &run.checks[..] else {
+        panic!("{:?}", run.checks)
+    };
+    assert_eq!((name.as_str(), why.as_str()), ("teardown", "the account stays"));
+}

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{
             AtomicBool, AtomicU64,
-            Ordering::{Relaxed, SeqCst},
+            Ordering::{Relaxed, Release, SeqCst},
         },
     },
     time::Duration,
@@ -30,16 +30,20 @@ use crate::{
     outcome::ClientOutcome,
     plan::{Plan, Workload},
     progress::Stage,
-    runner::DRAIN_GRACE,
-    scenario::{Action, Flow, LoadRng, stream},
+    random::{LoadRng, stream},
+    reply::{FlowError, Reply},
+    scenario::{Action, Flow},
     server_names::{ServerNames, Told},
     server_timing,
-    session::{BoxFuture, Client, FlowError, Reply, Session, State},
+    session::{BoxFuture, Client, Session, State},
     sink::{Sample, ServerView, Sink},
     stop::Stop,
     target::{Answer, InProcess, Wanted, exchange},
     virtual_time::Watch,
 };
+
+/// Past the timeout every request has ended but one whose service blocks its thread.
+pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// What the tasks of a phase share.
 pub(crate) struct Load<S> {
@@ -67,6 +71,8 @@ pub(crate) struct Load<S> {
     pub(crate) end: Instant,
     /// Requests that may still be sent, if their number is fixed.
     pub(crate) tickets: Option<AtomicU64>,
+    /// Arrivals whose requests, or flows, are not over.
+    pub(crate) under_way: AtomicU64,
     /// Nobody waits for the phase any more: its threads must end.
     pub(crate) abandoned: AtomicBool,
     pub(crate) stage: Stage,
@@ -78,6 +84,8 @@ pub(crate) enum Timer {
     Precise(AlarmClock),
     /// The runtime's, which keeps whole milliseconds.
     Runtime,
+    /// Waits for nothing: who only wants to see the requests needs no pauses.
+    Hurried,
 }
 
 impl Timer {
@@ -85,6 +93,7 @@ impl Timer {
         match self {
             Self::Precise(clock) => clock.at(due).await,
             Self::Runtime => sleep_until(due).await,
+            Self::Hurried => {}
         }
     }
 }
@@ -121,8 +130,13 @@ impl<S: InProcess> Load<S> {
         ready >= self.end || self.is_stopped()
     }
 
+    /// Is there nothing left to be sent?
+    fn is_done(&self) -> bool {
+        self.tickets.as_ref().is_some_and(|left| left.load(Relaxed) == 0)
+    }
+
     /// May one more request be sent?
-    fn take_ticket(&self) -> bool {
+    pub(crate) fn take_ticket(&self) -> bool {
         let one_less = |left: u64| left.checked_sub(1);
         self.tickets
             .as_ref()
@@ -148,7 +162,7 @@ impl<S: InProcess> Load<S> {
             if ready == self.start {
                 ready = Instant::now();
             }
-            while ready < leaves && !self.is_over(ready) {
+            while ready < leaves && !self.is_over(ready) && !self.is_done() {
                 let began = ready;
                 let (step, drawn) = self.plan.scenario.draw(&mut random);
                 let received = match drawn {
@@ -197,28 +211,6 @@ impl<S: InProcess> Load<S> {
         tokio::select! {
             () = self.timer.wait_until(due) => {}
             () = self.stop.stopped() => {}
-        }
-    }
-
-    /// One arrival of an open workload, whose first request counts as sent already.
-    pub(crate) async fn arrival(self: Arc<Self>, n: u64, intended: Duration) {
-        if self.abandoned.load(Relaxed) {
-            // The phase ended before the runtime got round to this arrival: it stays in flight.
-            return;
-        }
-        let ready = self.start + intended;
-        let mut random = self.stream(n);
-        let (step, drawn) = self.plan.scenario.draw(&mut random);
-        match drawn {
-            Action::Request(build) => {
-                let mut request = Some(build(&mut random));
-                self.send(&mut self.sender(), step, &mut request, ready).await;
-            }
-            Action::Flow(flow) => {
-                if self.clone().iterate(&**flow, random, ready, true).await.is_none() {
-                    self.sink.unsent();
-                }
-            }
         }
     }
 
@@ -424,6 +416,48 @@ pub(crate) fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {
     if let Some(token) = &plan.token {
         // Over HTTP/2 the header that only HTTP/1.1 wants is taken out again.
         server_timing::ask(request.headers_mut(), token, Version::HTTP_11);
+    }
+}
+
+/// An arrival of an open workload, until all that comes of it is over.
+pub(crate) struct UnderWay<S> {
+    load: Arc<Load<S>>,
+}
+
+impl<S: InProcess> UnderWay<S> {
+    pub(crate) fn begin(load: Arc<Load<S>>) -> Self {
+        load.under_way.fetch_add(1, Relaxed);
+        Self { load }
+    }
+
+    /// One arrival of an open workload, whose first request counts as sent already.
+    pub(crate) async fn arrival(self, n: u64, intended: Duration) {
+        let load = &self.load;
+        if load.abandoned.load(Relaxed) {
+            // The phase ended before the runtime got round to this arrival: it stays in flight.
+            return;
+        }
+        let ready = load.start + intended;
+        let mut random = load.stream(n);
+        let (step, drawn) = load.plan.scenario.draw(&mut random);
+        match drawn {
+            Action::Request(build) => {
+                let mut request = Some(build(&mut random));
+                load.send(&mut load.sender(), step, &mut request, ready).await;
+            }
+            Action::Flow(flow) => {
+                if load.clone().iterate(&**flow, random, ready, true).await.is_none() {
+                    load.sink.unsent();
+                }
+            }
+        }
+    }
+}
+
+impl<S> Drop for UnderWay<S> {
+    fn drop(&mut self) {
+        // Whoever sees that it is over sees what was counted of it.
+        self.load.under_way.fetch_sub(1, Release);
     }
 }
 

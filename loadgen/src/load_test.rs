@@ -13,7 +13,8 @@ use http::{HeaderValue, Method, Request, Uri};
 
 use crate::{
     pacer::Pacer,
-    plan::{MAX_TIME, Pause, Plan, PlanError, Topology, Workload},
+    pause::Pause,
+    plan::{MAX_TIME, Plan, PlanError, Topology, Workload},
     progress::Progress,
     report::{Environment, Model, Report, Run},
     runner::{self, Findings, Observer, RunError, unix_seconds},
@@ -280,7 +281,7 @@ impl<S: InProcess> LoadTest<S> {
     /// computes takes no time. The [pacer](Self::pacer) and the [topology](Self::topology) mean nothing.
     ///
     /// A service that waits for I/O, for another thread or for another runtime is refused with
-    /// [`LoadTestError::RealWaits`].
+    /// [`LoadTestError::RealWaits`]; unless it is a task of its own that waits, which nobody sees.
     #[cfg(feature = "virtual-time")]
     pub fn virtual_time(mut self) -> Self {
         self.virtual_time = true;
@@ -305,8 +306,8 @@ impl<S: InProcess> LoadTest<S> {
         self
     }
 
-    /// Open model: an arrival that finds so many requests in flight is dropped and counted. Default:
-    /// 10,000.
+    /// Open model: an arrival that finds so many others under way, requests or flows, is dropped and counted.
+    /// Default: 10,000.
     pub fn max_in_flight(mut self, bound: usize) -> Self {
         self.max_in_flight = bound;
         self
@@ -597,9 +598,6 @@ pub enum LoadTestError {
     /// The scenario's setup failed, so there was no load.
     #[error("the scenario's setup failed: {0}")]
     Setup(String),
-    /// The scenario's teardown failed; the load is over.
-    #[error("the scenario's teardown failed: {0}")]
-    Teardown(String),
     /// In virtual time, the service waited for something that takes real time.
     #[error(
         "virtual time does not fit this service: it waits for I/O, another thread or another runtime, which \
@@ -619,7 +617,6 @@ impl From<RunError> for LoadTestError {
         match error {
             RunError::Io(error) => Self::Start(error),
             RunError::Setup(error) => Self::Setup(error.to_string()),
-            RunError::Teardown(error) => Self::Teardown(error.to_string()),
             RunError::RealWaits => Self::RealWaits,
             RunError::NoWaits => Self::NoWaits,
         }

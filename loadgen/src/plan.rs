@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use http::HeaderValue;
-use rand::RngExt;
 
 use crate::{
     pacer::Pacer,
+    pause::Pause,
     report::{Model, PlanSummary},
-    scenario::{LoadRng, Scenario, StepNames},
+    scenario::{Scenario, StepNames},
     schedule::{Arrivals, Profile, Schedule},
     threshold::{Threshold, ThresholdError},
     transport::Transport,
@@ -28,44 +28,6 @@ pub(crate) enum Workload {
     Closed { users: Profile, pause: Pause, pacing: Option<Duration> },
     /// Arrivals on a schedule, whatever became of the earlier ones.
     Open(Schedule),
-}
-
-/// How long a user pauses between an answer and the next request.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pause {
-    /// Always so long.
-    Constant(Duration),
-    /// At random, exponentially distributed, so long on average.
-    Exponential(Duration),
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self::Constant(Duration::ZERO)
-    }
-}
-
-impl From<Duration> for Pause {
-    fn from(pause: Duration) -> Self {
-        Self::Constant(pause)
-    }
-}
-
-impl Pause {
-    /// Its mean.
-    #[must_use]
-    pub fn mean(self) -> Duration {
-        match self {
-            Self::Constant(pause) | Self::Exponential(pause) => pause,
-        }
-    }
-
-    pub(crate) fn draw(self, random: &mut LoadRng) -> Duration {
-        match self {
-            Self::Constant(pause) => pause,
-            Self::Exponential(mean) => mean.mul_f64(-(1.0 - random.random::<f64>()).ln()),
-        }
-    }
 }
 
 /// Where the generator's own tasks run.

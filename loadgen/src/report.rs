@@ -434,7 +434,7 @@ pub struct Check {
     pub name: String,
     /// How often it held.
     pub passed: u64,
-    /// How often it did not; those requests are `check_failed`.
+    /// How often it did not; those requests are `check_failed`, if they had not failed otherwise.
     pub failed: u64,
     /// What was wrong the first time, if the scenario said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -447,10 +447,11 @@ pub struct GeneratorView {
     /// From one dispatched arrival to the next; open model only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arrival_gap: Option<Latency>,
-    /// Processor time for a request to a service that does nothing, measured before the run: sending,
-    /// recording, collecting.
+    /// What a request to a service that does nothing took before the run, one after the other on one thread, in the
+    /// fastest of several batches: sending, recording, collecting.
     pub ns_per_request: Option<f64>,
-    /// That for all requests of the run, as a share of what the process used meanwhile, 0 to 1.
+    /// That for all requests of the run, as a share of the processor time that the process used meanwhile, 0 to 1: at
+    /// least so much of it was the generator's. The pacer's spinning is not in it.
     pub cpu_share: Option<f64>,
 }
 

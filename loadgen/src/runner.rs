@@ -6,7 +6,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Acquire, Relaxed},
+        },
     },
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,15 +29,15 @@ use crate::{
     checks::Checks,
     collector::{SharedTally, Tally},
     failures::Failures,
-    load::{Load, Timer, equip, settle},
+    load::{DRAIN_GRACE, Load, Timer, UnderWay, equip, settle},
     pacer::{self, Paced, Pacer, Taking},
     plan::{MAX_TIME, Plan, Workload},
     progress::{Progress, Stage},
+    random::stream,
+    reply::FlowError,
     report::{Check, ErrorCount, ResourceRow},
-    scenario::stream,
     schedule::{Profile, Schedule, Starts},
     server_names::{ServerNames, Told},
-    session::FlowError,
     sink::{Sample, Sink},
     stop::Stop,
     target::{InProcess, Wanted, exchange},
@@ -47,8 +50,6 @@ const COLLECT_EVERY: Duration = Duration::from_millis(20);
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// What progress calls "the last second".
 const RECENT: Duration = Duration::from_secs(1);
-/// Past the timeout every request has ended but one whose service blocks its thread.
-pub(crate) const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
 /// From the decision to start to the first arrival: the generator's threads are up by then.
 const LEAD: Duration = Duration::from_millis(2);
@@ -60,6 +61,8 @@ pub(crate) type Observer = Arc<dyn Fn(&Progress) + Send + Sync>;
 #[derive(Debug)]
 pub(crate) struct Findings {
     pub(crate) tally: Tally,
+    /// Of those scheduled, the ones that no answer made due.
+    pub(crate) arrivals: u64,
     pub(crate) scheduled: u64,
     pub(crate) dropped: u64,
     pub(crate) sent: u64,
@@ -88,7 +91,6 @@ pub(crate) struct Findings {
 pub(crate) enum RunError {
     Io(io::Error),
     Setup(FlowError),
-    Teardown(FlowError),
     /// In virtual time: the service waits for something that happens elsewhere.
     RealWaits,
     /// In virtual time: neither service nor users wait.
@@ -143,13 +145,18 @@ pub(crate) async fn run<S: InProcess>(
     if !plan.warmup.is_zero() && !stop.is_stopped() {
         left_over = phase.run(Stage::WarmUp, plan.warmup).await?.in_flight;
     }
-    let findings = phase.run(Stage::Measure, plan.duration).await?;
+    let mut findings = phase.run(Stage::Measure, plan.duration).await?;
     if let Some(teardown) = plan.scenario.teardown_flow() {
         let load = Arc::new(Load {
             stop: Stop::new(),
             ..phase.load(Stage::Drain, MAX_TIME, Timer::Runtime)
         });
-        load.run_aside(teardown).await.map_err(RunError::Teardown)?;
+        // The figures stand, whatever becomes of what is left behind.
+        if let Err(error) = load.run_aside(teardown).await {
+            let first_failure = Some(error.to_string());
+            let name = "teardown".to_owned();
+            findings.checks.push(Check { name, passed: 0, failed: 1, first_failure });
+        }
     }
     if let Some(watch) = watch {
         if watch.saw_outside() {
@@ -279,6 +286,7 @@ impl<S: InProcess> Phase<'_, S> {
             start,
             end: start + duration,
             tickets: self.plan.requests.filter(|_| measured).map(AtomicU64::new),
+            under_way: AtomicU64::new(0),
             abandoned: AtomicBool::new(false),
             stage,
         }
@@ -308,7 +316,7 @@ impl<S: InProcess> Phase<'_, S> {
             }
         }
         if let Some(flow) = plan.scenario.any_flow() {
-            let load = Arc::new(self.load(Stage::WarmUp, MAX_TIME, Timer::Runtime));
+            let load = Arc::new(self.load(Stage::WarmUp, MAX_TIME, Timer::Hurried));
             // Whether it goes well is for the run to show.
             let _ = load.run_aside(flow).await;
         }
@@ -319,7 +327,10 @@ impl<S: InProcess> Phase<'_, S> {
         let started_at = SystemTime::now();
         let closed = matches!(self.plan.workload, Workload::Closed { .. });
         let timer = match self.plan.pacer {
-            Pacer::Precise if closed && !self.plan.virtual_time => {
+            // Arrivals have a pacer of their own; what pauses is woken by the alarm clock.
+            Pacer::Precise
+                if (closed || self.plan.scenario.has_flows()) && !self.plan.virtual_time =>
+            {
                 Timer::Precise(AlarmClock::start()?)
             }
             Pacer::Precise | Pacer::Coarse => Timer::Runtime,
@@ -355,10 +366,11 @@ impl<S: InProcess> Phase<'_, S> {
         tally.close(measured, server_names.as_ref());
         let (paced, dropped) = (dispatched.paced, dispatched.dropped);
         // What was due, and what an answer made due.
-        let arrivals = paced.taken - dropped;
-        let follow_ups = (sent + load.sink.total_unsent()).saturating_sub(arrivals);
+        let begun = paced.taken - dropped;
+        let follow_ups = (sent + load.sink.total_unsent()).saturating_sub(begun);
         Ok(Findings {
             tally,
+            arrivals: paced.scheduled,
             scheduled: paced.scheduled + follow_ups,
             dropped,
             sent,
@@ -430,7 +442,7 @@ async fn run_open<S: InProcess>(
 ) -> io::Result<Dispatched> {
     // Past all arrivals, so that none of them has the same choices to make.
     let starts = schedule.starts(load.end - load.start, load.stream(u64::MAX));
-    let starts = Limited { starts, left: load.tickets.as_ref().map(|left| left.load(Relaxed)) };
+    let starts = Limited { starts, load: load.clone() };
     let exact = load.plan.pacer == Pacer::Precise && !load.plan.virtual_time;
     let (paced, dropped) =
         if exact { pace_by_thread(load, starts).await? } else { pace_by_timer(load, starts).await };
@@ -449,31 +461,28 @@ async fn run_open<S: InProcess>(
 }
 
 async fn drained<S: InProcess>(load: &Load<S>) {
-    while load.sink.in_flight() > 0 {
+    while load.under_way.load(Acquire) > 0 {
         sleep(Duration::from_millis(1)).await;
     }
 }
 
 /// As many starts as there may be.
-struct Limited {
+struct Limited<S> {
     starts: Starts,
-    left: Option<u64>,
+    load: Arc<Load<S>>,
 }
 
-impl Iterator for Limited {
+impl<S: InProcess> Iterator for Limited<S> {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1)?;
-        }
-        self.starts.next()
+        self.load.take_ticket().then(|| self.starts.next()).flatten()
     }
 }
 
 async fn pace_by_thread<S: InProcess>(
     load: &Arc<Load<S>>,
-    starts: Limited,
+    starts: Limited<S>,
 ) -> io::Result<(Paced, u64)> {
     let runtime = Handle::current();
     let (done, paced) = oneshot::channel();
@@ -492,7 +501,7 @@ async fn pace_by_thread<S: InProcess>(
     paced.await.map_err(|_| io::Error::other("the pacing thread ended early"))
 }
 
-async fn pace_by_timer<S: InProcess>(load: &Arc<Load<S>>, mut starts: Limited) -> (Paced, u64) {
+async fn pace_by_timer<S: InProcess>(load: &Arc<Load<S>>, mut starts: Limited<S>) -> (Paced, u64) {
     let (runtime, mut taking, mut dropped) = (Handle::current(), Taking::default(), 0);
     while let Some(at) = starts.next() {
         tokio::select! {
@@ -510,15 +519,15 @@ async fn pace_by_timer<S: InProcess>(load: &Arc<Load<S>>, mut starts: Limited) -
     (taking.end(0), dropped)
 }
 
-/// Sends an arrival, unless too many requests are in flight.
+/// Sends an arrival, unless too many are under way.
 fn arrive<S: InProcess>(load: &Arc<Load<S>>, runtime: &Handle, n: u64, intended: Duration) -> bool {
     // Only one pacer sends, so the count can be too high but never too low.
-    if load.sink.in_flight() >= load.plan.max_in_flight as u64 {
+    if load.under_way.load(Relaxed) >= load.plan.max_in_flight as u64 {
         load.tally.lock().drop_arrival(intended);
         return false;
     }
     load.sink.sent();
-    runtime.spawn(load.clone().arrival(n, intended));
+    runtime.spawn(UnderWay::begin(load.clone()).arrival(n, intended));
     true
 }
 

@@ -10,13 +10,9 @@ use std::{
 
 use bytes::Bytes;
 use http::Request;
-use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
+use rand::RngExt;
 
-use crate::session::{FlowError, Session};
-
-/// The source of randomness of a load test. Its output is the same on every platform and in every
-/// version, so the same seed sends the same requests.
-pub type LoadRng = Xoshiro256PlusPlus;
+use crate::{random::LoadRng, reply::FlowError, session::Session};
 
 type Build = dyn Fn(&mut LoadRng) -> Request<Bytes> + Send + Sync;
 type FlowFuture = Pin<Box<dyn Future<Output = Result<(), FlowError>> + Send>>;
@@ -177,6 +173,10 @@ impl Scenario {
         steps.into_iter().filter_map(request).collect()
     }
 
+    pub(crate) fn has_flows(&self) -> bool {
+        self.any_flow().is_some()
+    }
+
     /// The first flow that can be drawn.
     pub(crate) fn any_flow(&self) -> Option<&Flow> {
         self.steps.iter().filter(|step| step.weight > 0).find_map(Step::as_flow)
@@ -283,20 +283,10 @@ impl fmt::Debug for Step {
     }
 }
 
-/// The generator of stream `n` (a user, or an arrival) of what `name` stands for. Streams are independent,
-/// so that their order of execution changes nothing.
-pub(crate) fn stream(seed: u64, name: &str, n: u64) -> LoadRng {
-    // FNV-1a of the name, then a Weyl sequence by the golden ratio: both fixed for ever, unlike the
-    // standard library's hashes. The generator's own seeding scrambles the sum.
-    let name = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
-    });
-    LoadRng::seed_from_u64(seed ^ name ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::stream;
 
     fn mix() -> Scenario {
         let request = |_: &mut LoadRng| Request::new(Bytes::new());

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use rand::RngExt;
 
-use crate::scenario::LoadRng;
+use crate::random::LoadRng;
 
 /// How arrivals of an open workload follow one another.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -182,7 +182,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::scenario::stream;
+    use crate::random::stream;
 
     const SECOND: Duration = Duration::from_secs(1);
 

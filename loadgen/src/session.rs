@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     fmt,
     future::Future,
     pin::Pin,
@@ -10,12 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use http::{HeaderMap, HeaderValue, Request, header};
 use tokio::time::Instant;
 
-use crate::{outcome::ClientOutcome, scenario::LoadRng, sink::Sample};
+use crate::{
+    outcome::ClientOutcome,
+    pause::Pause,
+    random::LoadRng,
+    reply::{FlowError, Reply},
+    sink::Sample,
+};
 
 /// One iteration of a [flow](crate::Scenario::flow).
 ///
@@ -116,7 +119,7 @@ impl Session {
         }
         let request = request.map(Into::into);
         let sent = self.client.send(name, request, self.ready).await;
-        let Some((sample, reply)) = sent else { return Err(FlowError(Failure::Over)) };
+        let Some((sample, reply)) = sent else { return Err(FlowError::over()) };
         let answered = matches!(
             sample.answer.outcome,
             ClientOutcome::Ok
@@ -127,7 +130,7 @@ impl Session {
         *self.state.pending() = Some(sample);
         self.ready = reply.received;
         if !answered {
-            return Err(FlowError(Failure::NoAnswer));
+            return Err(FlowError::no_answer());
         }
         self.take_cookies(&reply.headers);
         Ok(reply)
@@ -135,14 +138,17 @@ impl Session {
 
     /// Pauses, as a person who reads an answer does: the next request is due this long after the last answer.
     /// Ends with the run, if that is sooner.
-    pub async fn pause(&mut self, pause: impl Into<crate::Pause>) {
+    pub async fn pause(&mut self, pause: impl Into<Pause>) {
         self.keep_last();
         self.ready += pause.into().draw(&mut self.random);
         self.client.wait_until(self.ready).await;
     }
 
-    /// Requires something of the last answer. If it does not hold, the request counts as `check_failed`; the
-    /// report has how often each check held. Returns `holds`.
+    /// Requires something of the last answer. If it does not hold, the request counts as `check_failed`, unless it
+    /// has failed already; the report has how often each check held. Returns `holds`.
+    ///
+    /// A check belongs between an answer and whatever is next: with the next request or [`pause`](Self::pause) the
+    /// last one is counted as what it was, and a check after that fails no request any more.
     pub fn check(&mut self, name: &str, holds: bool) -> bool {
         let failure: Option<&dyn fmt::Display> = if holds { None } else { Some(&"") };
         self.count_check(name, failure);
@@ -214,114 +220,6 @@ impl Session {
             } else {
                 self.cookies.insert(name.to_owned(), value.to_owned());
             }
-        }
-    }
-}
-
-/// An answer, whole.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Reply {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its headers.
-    pub headers: HeaderMap,
-    /// Its body, up to 16 MiB of it.
-    pub body: Bytes,
-    pub(crate) received: Instant,
-}
-
-impl Reply {
-    pub(crate) fn none(received: Instant) -> Self {
-        Self {
-            status: StatusCode::default(),
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            received,
-        }
-    }
-
-    /// A header's value, if it is there and text.
-    #[must_use]
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// The body as text.
-    ///
-    /// # Errors
-    /// If it is not UTF-8.
-    pub fn text(&self) -> Result<&str, FlowError> {
-        Ok(std::str::from_utf8(&self.body)?)
-    }
-
-    /// The body, read as JSON.
-    ///
-    /// # Errors
-    /// If it is not JSON, or not of this shape.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, FlowError> {
-        Ok(serde_json::from_slice(&self.body)?)
-    }
-
-    /// What a JSON pointer (RFC 6901, like `/items/0/id`) points to in the body: a string as it is, anything else
-    /// as JSON.
-    ///
-    /// # Errors
-    /// If the body is not JSON, or nothing is there.
-    pub fn text_at(&self, pointer: &str) -> Result<String, FlowError> {
-        let body: Value = self.json()?;
-        match body.pointer(pointer) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(value) => Ok(value.to_string()),
-            None => Err(FlowError::new(format!("the answer has nothing at {pointer:?}"))),
-        }
-    }
-}
-
-/// Why an iteration of a flow ended early.
-///
-/// Every error converts into it, so that `?` works throughout a flow. What was not already counted as the outcome
-/// of a request makes the last one `check_failed`, and is told in the report.
-#[derive(Debug)]
-pub struct FlowError(Failure);
-
-#[derive(Debug)]
-enum Failure {
-    /// Nothing is sent any more.
-    Over,
-    /// The last request had no answer, which is counted already.
-    NoAnswer,
-    Other(Box<dyn Error + Send + Sync>),
-}
-
-impl FlowError {
-    /// An iteration that cannot go on, and why.
-    #[must_use]
-    pub fn new(reason: impl Into<String>) -> Self {
-        Self(Failure::Other(reason.into().into()))
-    }
-
-    /// What has not been counted yet.
-    pub(crate) fn uncounted(&self) -> Option<&(dyn Error + Send + Sync)> {
-        match &self.0 {
-            Failure::Other(error) => Some(&**error),
-            Failure::Over | Failure::NoAnswer => None,
-        }
-    }
-}
-
-impl<E: Error + Send + Sync + 'static> From<E> for FlowError {
-    fn from(error: E) -> Self {
-        Self(Failure::Other(Box::new(error)))
-    }
-}
-
-impl fmt::Display for FlowError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Failure::Over => f.write_str("the run is over"),
-            Failure::NoAnswer => f.write_str("there was no answer"),
-            Failure::Other(error) => error.fmt(f),
         }
     }
 }

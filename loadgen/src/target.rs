@@ -19,8 +19,8 @@ use tower_service::Service;
 use crate::{
     failures::Failures,
     outcome::ClientOutcome,
+    reply::Reply,
     server_timing::{self, ServerTiming},
-    session::Reply,
 };
 
 /// Bytes of a body that a flow gets to see.

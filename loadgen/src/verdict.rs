@@ -7,6 +7,7 @@ use parallax_middleware::{LatencyHistogram, Snapshot, samples_needed};
 use crate::{
     attribution::Part,
     collector::{Row, Slot},
+    load::DRAIN_GRACE,
     plan::{Plan, Workload},
     render::{self, number},
     report::{
@@ -14,7 +15,7 @@ use crate::{
         MemoryModel, Pairs, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation,
         ThresholdResult, TimelineRow, Validity, Verdict,
     },
-    runner::{DRAIN_GRACE, Findings, unix_seconds},
+    runner::{Findings, unix_seconds},
     server_names::ServerNames,
     statistics::{self, Estimate, Window},
     threshold::{Metric, Stat, Threshold},
@@ -205,12 +206,13 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
         }
     }
     if matches!(plan.workload, Workload::Open { .. }) {
-        let sent = counts.sent as f64 / counts.scheduled.max(1) as f64;
-        if counts.scheduled > 0 && sent < SENT_SHARE {
+        let arrivals = findings.arrivals.max(1) as f64;
+        let sent = 1.0 - (counts.dropped + counts.unsent) as f64 / arrivals;
+        if sent < SENT_SHARE {
             broken(
                 "dropped",
                 format!(
-                    "only {:.1} % of the arrivals were sent: {} found {} requests in flight and were \
+                    "only {:.1} % of the arrivals were sent: {} found {} others under way and were \
                      dropped. The service does not keep up with the rate, or --max-in-flight is too low",
                     sent * 100.0,
                     counts.dropped,

@@ -266,7 +266,7 @@ fn one_view(pairs: &Pairs) -> String {
 fn cost_in_words(generator: &GeneratorView) -> Option<String> {
     let cost = number::duration(generator.ns_per_request? / 1e3);
     let share = generator.cpu_share.map_or_else(String::new, |share| {
-        format!(", {} of the processor time that was used", number::share(share))
+        format!(", at least {} of the processor time used", number::share(share))
     });
     Some(format!("{cost} of its own for a request{share}"))
 }
