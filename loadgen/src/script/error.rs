@@ -150,6 +150,13 @@ pub(super) fn remedied(message: &str) -> String {
     numbers.unwrap_or_else(|| message.to_owned())
 }
 
+/// What is said of a text that can name nothing.
+pub(super) fn not_a_name(text: &str) -> String {
+    format!(
+        "{text:?} is no name; a name has letters, digits, \"_\" and \"-\", and begins with a letter"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
