@@ -14,7 +14,7 @@ use super::{
     table,
     template::{Encoding, Known, Template},
 };
-use crate::session::Reply;
+use crate::reply::Reply;
 
 /// A requirement, under the name that the report has for it.
 #[derive(Clone, Debug)]

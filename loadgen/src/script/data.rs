@@ -14,7 +14,7 @@ use rand::RngExt;
 use serde_json::{Map, Value};
 
 use super::table::Pick;
-use crate::scenario::LoadRng;
+use crate::random::LoadRng;
 
 /// The rows of a file, read once.
 #[derive(Debug)]
@@ -160,7 +160,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::scenario::stream;
+    use crate::random::stream;
 
     fn read(file: &str, text: &str, pick: Pick) -> Result<Arc<Data>, (Option<u64>, String)> {
         let folder = tempfile::tempdir().expect("a folder");

@@ -12,11 +12,7 @@ use super::{
     secrets::Secrets,
     template::Known,
 };
-use crate::{
-    plan::Pause,
-    scenario::LoadRng,
-    session::{FlowError, Session},
-};
+use crate::{pause::Pause, random::LoadRng, reply::FlowError, session::Session};
 
 /// Steps, one after the other.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use super::{
     table,
     template::{Piece, is_name, pieces},
 };
-use crate::plan::{MAX_TIME, Pause};
+use crate::{pause::Pause, plan::MAX_TIME};
 
 /// Steps as they are to be done, and what they need.
 #[derive(Debug, Default)]

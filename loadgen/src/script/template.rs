@@ -6,7 +6,7 @@ use rand::RngExt;
 use serde_json::Value;
 
 use super::data::Row;
-use crate::scenario::LoadRng;
+use crate::random::LoadRng;
 
 /// A piece of a text, as it is written.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -327,7 +327,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::scenario::stream;
+    use crate::random::stream;
 
     fn template(parts: impl IntoIterator<Item = Part>) -> Template {
         Template { parts: parts.into_iter().collect(), secret: false }

@@ -7,7 +7,7 @@ use proptest::{collection, prelude::*, sample};
 use serde_json::json;
 
 use super::*;
-use crate::scenario::{Action, stream};
+use crate::{random::stream, scenario::Action};
 
 fn environment(name: &str) -> Result<String, VarError> {
     match name {
