@@ -14,6 +14,7 @@ pub(crate) mod fixture;
 
 pub use html::html;
 pub use json::json;
+pub(crate) use text::sparkline;
 pub use text::{Style, text};
 
 use std::collections::BTreeMap;

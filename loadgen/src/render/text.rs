@@ -555,7 +555,7 @@ fn fitted(text: &str, room: usize) -> String {
 
 /// At most 40 bars, with the least and the largest value; `None` without values. A bar that stands
 /// for several slots shows the largest of them: a spike must not vanish.
-fn sparkline(values: &[Option<f64>]) -> Option<(String, f64, f64)> {
+pub(crate) fn sparkline(values: &[Option<f64>]) -> Option<(String, f64, f64)> {
     let present = || values.iter().flatten().copied();
     let low = present().min_by(f64::total_cmp)?;
     let high = present().max_by(f64::total_cmp)?;
