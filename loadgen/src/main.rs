@@ -12,7 +12,7 @@ use parallax_loadgen::{cli, render, report::Report};
 
 /// Load reports of axum services, seen from both sides.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, max_term_width = 80)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -23,7 +23,7 @@ struct Cli {
 enum Command {
     /// Load a server, and say whether it holds its requirements
     ///
-    /// Says nothing about load: 10 users ask for the URL for 10 s, after 1 s of warm-up.
+    /// Without flags 10 users ask for the URL, for 10 s after 1 s of warm-up.
     ///
     /// Examples:
     ///   parallax run http://localhost:3000/search?q=tea

@@ -17,6 +17,7 @@ use crate::{load_test::LoadTest, scenario::Scenario, transport::Transport};
 const SHORT_LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Parser)]
+#[command(max_term_width = 80)]
 struct Program {
     /// What to ask for, like /search?q=tea, each as likely as the others [default: what the program says, or /]
     #[arg(value_name = "PATH", conflicts_with = "scenario")]
