@@ -27,12 +27,12 @@ pub use self::error::ScriptError;
 use self::{
     check::{checks, is_pointer},
     data::Data,
-    error::Source,
+    error::{Source, remedied, shown},
     program::{Extract, From, Kind, Program, Step},
     request::{Blueprint, header_name},
     scope::{Env, Globals, Scope, taken},
     secrets::Secrets,
-    template::{Known, Piece, is_name, pieces},
+    template::{Known, Part, Piece, is_name, pieces},
 };
 use crate::{
     plan::{MAX_TIME, Pause},
@@ -89,7 +89,7 @@ fn compile(text: &str, path: &Path, env: Env<'_>) -> Result<Scenario, ScriptErro
     let file: table::File = match toml::from_str(text) {
         Ok(file) => file,
         Err(error) => {
-            source.wrong(error.span().unwrap_or(0..0), error.message().trim());
+            source.wrong(error.span().unwrap_or(0..0), remedied(error.message()));
             return source.finish(Scenario::new());
         }
     };
@@ -175,12 +175,14 @@ fn define_variables(
             Value::String(text) => {
                 let mut scope = Scope::new(globals, BTreeMap::new());
                 let template = scope.template(source, value.span(), text, &who);
-                let constant = template.fixed().unwrap_or_else(|| {
+                // What is unknown is told already.
+                let changes = template.parts.iter().any(Part::is_generated);
+                if changes {
                     let what =
                         format!("{who} is {text:?}, which changes; a variable is always the same");
                     source.wrong(value.span(), what);
-                    serde_json::Value::Null
-                });
+                }
+                let constant = template.fixed().unwrap_or_default();
                 (constant, template.secret)
             }
             _ => {
@@ -403,7 +405,8 @@ fn pause(source: &mut Source<'_>, value: &Spanned<Value>, who: &str) -> Option<P
     };
     if parsed.is_none() {
         let what = format!(
-            "{who} has no pause that makes sense; write it like \"500ms\" or {{ mean = \"2s\" }}, a year at most"
+            "{who} has the pause {}; write it like \"500ms\" or {{ mean = \"2s\" }}, and a year at most",
+            shown(value.get_ref())
         );
         source.wrong(value.span(), what);
     }

@@ -6,7 +6,7 @@ use http::{HeaderName, StatusCode};
 use serde_json::Value;
 
 use super::{
-    error::Source,
+    error::{Source, shown},
     json::{Json, is_same},
     request::header_name,
     scope::Scope,
@@ -117,24 +117,6 @@ pub(super) fn is_pointer(
         source.wrong(at, what);
     }
     right
-}
-
-/// A value as the file has it.
-fn shown(value: &toml::Value) -> String {
-    match value {
-        toml::Value::String(text) => format!("{text:?}"),
-        toml::Value::Integer(n) => n.to_string(),
-        toml::Value::Float(n) => n.to_string(),
-        toml::Value::Boolean(value) => value.to_string(),
-        toml::Value::Datetime(time) => time.to_string(),
-        toml::Value::Array(values) => {
-            format!("[{}]", values.iter().map(shown).collect::<Vec<_>>().join(", "))
-        }
-        toml::Value::Table(table) => {
-            let members = table.iter().map(|(key, value)| format!("{key:?}: {}", shown(value)));
-            format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
-        }
-    }
 }
 
 struct Statuses {

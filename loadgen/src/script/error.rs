@@ -116,6 +116,40 @@ pub(super) fn list<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     format!("{}{dots}", names[..names.len().min(MANY)].join(", "))
 }
 
+/// A value as the file has it.
+pub(super) fn shown(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => format!("{text:?}"),
+        toml::Value::Integer(n) => n.to_string(),
+        toml::Value::Float(n) => n.to_string(),
+        toml::Value::Boolean(value) => value.to_string(),
+        toml::Value::Datetime(time) => time.to_string(),
+        toml::Value::Array(values) => {
+            format!("[{}]", values.iter().map(shown).collect::<Vec<_>>().join(", "))
+        }
+        toml::Value::Table(table) => {
+            let members = table.iter().map(|(key, value)| format!("{key:?}: {}", shown(value)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// What the reader of TOML says of a text or of a type, with a remedy.
+pub(super) fn remedied(message: &str) -> String {
+    let message = message.trim();
+    if let Some(field) = message.strip_prefix("missing field ") {
+        return format!("{field} is missing; add it");
+    }
+    if message.starts_with("wanted exactly 1 element") {
+        return "expected one of `json`, `header`, `cookie`, and nothing else".to_owned();
+    }
+    let whole = |message: &str, number| {
+        Some(format!("{}a whole number from 0", message.strip_suffix(number)?))
+    };
+    let numbers = ["u32", "u64"].into_iter().find_map(|number| whole(message, number));
+    numbers.unwrap_or_else(|| message.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

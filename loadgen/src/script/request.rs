@@ -137,36 +137,22 @@ fn path(
     let constant = template.constant(Encoding::Path);
     *certain &= constant.is_some() || template.is_certain(Encoding::Path);
     let sample = constant.clone().unwrap_or_else(|| template.sample(Encoding::Path));
-    let begins = sample.starts_with('/');
-    let parsed = PathAndQuery::try_from(sample.as_str());
-    // Told already, if a place within is wrong.
-    if !template.parts.is_empty() || text.is_empty() {
-        if !begins && !text.starts_with("{{") {
-            source.wrong(at, format!("{who} has the path {text:?}; a path begins with \"/\""));
-        } else if sample.contains('#') {
-            source.wrong(
-                at,
-                format!("{who} has the path {text:?}; a fragment is not sent: write %23 for \"#\""),
-            );
-        } else if let Err(error) = parsed.as_ref()
-            && begins
-        {
-            let what = format!(
-                "{who} has the path {text:?}, which is none: {error}; write a space as %20, and a \"%\" as %25"
-            );
-            source.wrong(at, what);
-        } else if let Some(constant) = constant {
-            match uri(&constant) {
-                Ok(uri) => return Made::Once(uri),
-                // The value may be secret.
-                Err(_) => source.wrong(
-                    at,
-                    format!(
-                        "{who} has the path {text:?}; its value is no path, which begins with \"/\""
-                    ),
-                ),
-            }
-        }
+    let wrong = if template.parts.is_empty() && !text.is_empty() {
+        // That it cannot be read is told already.
+        None
+    } else if !sample.starts_with('/') {
+        Some("a path begins with \"/\"".to_owned())
+    } else if sample.contains('#') {
+        Some("a fragment is not sent: write \"#\" as %23".to_owned())
+    } else {
+        let parsed = PathAndQuery::try_from(sample.as_str()).err();
+        parsed.map(|error| format!("{error}: write a space as %20, and \"%\" as %25"))
+    };
+    if let Some(wrong) = wrong {
+        // The value may be secret: the path is told as it is written.
+        source.wrong(at, format!("{who} has the path {text:?}; {wrong}"));
+    } else if let Some(Ok(uri)) = constant.as_deref().map(uri) {
+        return Made::Once(uri);
     }
     Made::EachTime(template)
 }

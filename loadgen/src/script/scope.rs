@@ -36,6 +36,9 @@ pub(super) struct Scope<'g, 'e> {
     pub(super) uses_values: bool,
 }
 
+/// Stands for what is wrong: it is never rendered.
+const UNKNOWN: Part = Part::Slot(usize::MAX);
+
 /// What is said of a name that there is none of.
 const GENERATORS: &str = "random.int(1,1000), random.uuid, random.choice(a,b,c)";
 
@@ -66,7 +69,11 @@ impl<'g, 'e> Scope<'g, 'e> {
     ) -> Template {
         let mut template = Template { parts: Vec::new(), secret: false };
         let pieces = pieces(text).unwrap_or_else(|(part, why)| {
-            source.wrong_within(at.clone(), part, format!("{who} has a text that is none: {why}"));
+            source.wrong_within(
+                at.clone(),
+                part,
+                format!("{who} has a text that cannot be read: {why}"),
+            );
             Vec::new()
         });
         for piece in pieces {
@@ -80,7 +87,7 @@ impl<'g, 'e> Scope<'g, 'e> {
                     Err(why) => {
                         let what = format!("{who} uses {whole}, {why}");
                         source.wrong_within(at.clone(), whole, what);
-                        continue;
+                        UNKNOWN
                     }
                 },
             };
@@ -123,7 +130,7 @@ impl<'g, 'e> Scope<'g, 'e> {
         let data = match self.globals.data.get(name) {
             None => return Err(self.unknown()),
             // Why there is none is told already.
-            Some(None) => return Ok(Part::Text(String::new())),
+            Some(None) => return Ok(UNKNOWN),
             Some(Some(data)) => data.clone(),
         };
         let Some(number) = data.columns.iter().position(|known| known == column) else {

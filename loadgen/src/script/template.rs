@@ -150,7 +150,7 @@ pub(super) enum Encoding {
     Plain,
     /// It is percent-encoded, but where a path begins with it.
     Path,
-    /// It is percent-encoded.
+    /// It is percent-encoded, and so is what is around it.
     Form,
 }
 
@@ -162,6 +162,14 @@ impl Encoding {
             Self::Form => true,
         }
     }
+
+    /// Adds what is around values.
+    fn push_text(self, text: &mut String, part: &str) {
+        match self {
+            Self::Plain | Self::Path => text.push_str(part),
+            Self::Form => push_encoded(text, part),
+        }
+    }
 }
 
 impl Template {
@@ -170,7 +178,7 @@ impl Template {
         let mut text = String::new();
         for (n, part) in self.parts.iter().enumerate() {
             match part {
-                Part::Text(part) => text.push_str(part),
+                Part::Text(part) => encoding.push_text(&mut text, part),
                 Part::Constant(value) => push(&mut text, value, encoding.encodes(n)),
                 _ => return None,
             }
@@ -201,13 +209,13 @@ impl Template {
         for (n, part) in self.parts.iter().enumerate() {
             match part {
                 Part::Text(part) => text.push_str(part),
-                // A path may begin with any value.
+                Part::Int(..) | Part::Uuid => text.push_str(&"x".repeat(UUID_LENGTH)),
+                // A path may begin with any other value.
                 _ if n == 0 && encoding == Encoding::Path => text.push('/'),
                 Part::Constant(value) => push(&mut text, value, encoding.encodes(n)),
                 Part::Slot(_) => text.push('x'),
                 // Percent-encoded, a byte takes three.
                 Part::Column { longest, .. } => text.push_str(&"x".repeat(3 * longest)),
-                Part::Int(..) | Part::Uuid => text.push_str(&"x".repeat(UUID_LENGTH)),
                 Part::Choice(options) => {
                     let longest = options.iter().map(String::len).max().unwrap_or(0);
                     text.push_str(&"x".repeat(3 * longest));
@@ -232,7 +240,7 @@ impl Template {
         for (n, part) in self.parts.iter().enumerate() {
             let encoded = encoding.encodes(n);
             match part {
-                Part::Text(part) => text.push_str(part),
+                Part::Text(part) => encoding.push_text(&mut text, part),
                 Part::Constant(value) => push(&mut text, value, encoded),
                 Part::Slot(slot) => push(&mut text, &known.values[*slot], encoded),
                 Part::Column { row, column, .. } => {
@@ -258,6 +266,10 @@ impl Template {
 const UUID_LENGTH: usize = 36;
 
 impl Part {
+    pub(super) fn is_generated(&self) -> bool {
+        matches!(self, Self::Int(..) | Self::Uuid | Self::Choice(_))
+    }
+
     fn value(&self, known: &mut Known<'_>) -> Value {
         match self {
             Self::Text(text) => text.as_str().into(),
@@ -378,7 +390,7 @@ mod tests {
         let parts = || [Part::Slot(0), text("/"), Part::Slot(0)];
         assert_eq!(render(parts(), Encoding::Plain), "a b/ü/a b/ü");
         assert_eq!(render(parts(), Encoding::Path), "a b/ü/a%20b%2F%C3%BC");
-        assert_eq!(render(parts(), Encoding::Form), "a%20b%2F%C3%BC/a%20b%2F%C3%BC");
+        assert_eq!(render(parts(), Encoding::Form), "a%20b%2F%C3%BC%2Fa%20b%2F%C3%BC");
         assert_eq!(render([text("n="), Part::Slot(1)], Encoding::Path), "n=7");
         assert_eq!(render([text("n="), Part::Slot(2)], Encoding::Plain), r#"n={"a":null}"#);
     }
