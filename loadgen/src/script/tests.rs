@@ -255,3 +255,95 @@ proptest! {
         prop_assert_eq!(scenario.expect("it is right").one_of_each(&mut random).len(), 1);
     }
 }
+
+const SHOP: &str = include_str!("../../examples/shop.toml");
+const GUIDE: &str = include_str!("../../../docs/guide/scenarios.md");
+const SCHEMA: &str = include_str!("../../../docs/scenario.schema.json");
+
+fn schema() -> jsonschema::Validator {
+    let schema = serde_json::from_str(SCHEMA).expect("the schema is JSON");
+    jsonschema::meta::validate(&schema).expect("the schema is a schema");
+    jsonschema::validator_for(&schema).expect("its references resolve")
+}
+
+/// TOML as a schema sees it.
+fn as_json(text: &str) -> serde_json::Value {
+    let table: toml::Table = toml::from_str(text).expect("it is TOML");
+    serde_json::to_value(table).expect("it has no keys but texts")
+}
+
+#[test]
+fn the_examples_are_read_and_fit_the_schema() {
+    let blocks = GUIDE.split("```toml\n").skip(1);
+    let examples = blocks.map(|rest| rest.split("```").next().unwrap_or_default());
+    let examples: Vec<&str> = examples.chain([SHOP]).collect();
+    assert_eq!(examples.len(), 5);
+    let schema = schema();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/shop.toml");
+    for text in examples {
+        compile(text, &path, &|_| Ok("t".to_owned())).unwrap_or_else(|error| panic!("{error}"));
+        let errors: Vec<_> = schema.iter_errors(&as_json(text)).map(|e| e.to_string()).collect();
+        assert!(errors.is_empty(), "{text}: {errors:?}");
+    }
+}
+
+#[test]
+fn what_the_reader_refuses_for_its_structure_the_schema_refuses_too() {
+    let schema = schema();
+    let request = "[[request]]\npath = '/'\n";
+    let flow = "[[flow]]\nname = 'a'\n[[flow.step]]\npath = '/'\n";
+    let within = |table: &str, line: &str| format!("{table}{line}\n");
+    for text in [
+        String::new(),
+        "request = []".to_owned(),
+        within("", "[[requests]]\npath = '/'"),
+        within("", "[[request]]\nname = 'a'"),
+        within("", "[[request]]\npath = 'items'"),
+        within("", "[[flow]]\nname = 'a'"),
+        within("", "[[flow]]\nname = 'a'\nstep = []"),
+        within("", "[[flow]]\n[[flow.step]]\npath = '/'"),
+        within(request, "pth = '/'"),
+        within(request, "name = ''"),
+        within(request, "name = 'a {{b}}'"),
+        within(request, "weight = -1"),
+        within(request, "weight = 1.5"),
+        within(request, "weight = 4294967296"),
+        within(request, "method = 'get'"),
+        within(request, "headers = { a = 1 }"),
+        within(request, "headers = { 'a b' = '1' }"),
+        within(request, "body = 'a'\njson = 1"),
+        within(request, "form = {}\njson = 1"),
+        within(request, "pause = '1s'"),
+        within(request, "extract.a = { json = '/a' }"),
+        within(request, "check.status = 20"),
+        within(request, "check.status = '6xx'"),
+        within(request, "check.status = []"),
+        within(request, "check.state = 'open'"),
+        within(request, "check.json = { state = 'open' }"),
+        within(request, "check.max_bytes = -1"),
+        within(request, "check = { status = 200, go_on = 1 }"),
+        within(request, "[variables]\na = [1]"),
+        within(request, "[variables]\nenv = 1"),
+        within(request, "[variables]\n'a b' = 1"),
+        within(request, "[data.a]"),
+        within(request, "[data.a]\nfile = 'users.txt'"),
+        within(request, "[data.a]\nfile = 'users.csv'\npick = 'any'"),
+        within(request, "[data.random]\nfile = 'users.csv'"),
+        within(request, "[[setup]]\npath = '/'\nweight = 1"),
+        within(flow, "weight = 1"),
+        within(flow, "pause = 'soon'"),
+        within(flow, "pause = 5"),
+        within(flow, "pause = { median = '1s' }"),
+        within(flow, "extract.a = {}"),
+        within(flow, "extract.a = { xml = '/a' }"),
+        within(flow, "extract.a = { json = '/a', header = 'a' }"),
+        within(flow, "extract.a = { json = 'a' }"),
+        within(flow, "extract.'1a' = { json = '/a' }"),
+    ] {
+        assert!(read(&text).is_err(), "read: {text}");
+        assert!(!schema.is_valid(&as_json(&text)), "fits: {text}");
+    }
+    for text in [request, flow] {
+        assert!(read(text).is_ok() && schema.is_valid(&as_json(text)), "{text}");
+    }
+}
