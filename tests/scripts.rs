@@ -151,7 +151,8 @@ async fn the_example_orders_with_ids_and_cookies_of_the_answers_and_counts_its_c
     assert_eq!(example.names().collect::<Vec<_>>(), ["look around", "order"]);
     let (router, shop) = shop();
     let run =
-        run(LoadTest::new(router).scenario(example).users(4).requests(400).duration(2 * AT_MOST)).await;
+        run(LoadTest::new(router).scenario(example).users(4).requests(400).duration(2 * AT_MOST))
+            .await;
 
     let orders = shop.orders.load(SeqCst);
     let lost = (0..orders).filter(|id| id % 10 == 3).count() as u64;

@@ -55,25 +55,25 @@ impl Scenario {
         Self::from_toml(&text, path)
     }
 
-    /// Reads a scenario from a text, like [`read`](Self::read). `path` is what errors call it, and data files are
-    /// looked for beside it; it need not exist.
+    /// Reads a scenario from a text, like [`read`](Self::read). `path` is what errors call it, and data files
+    /// are looked for beside it; it need not exist.
     ///
     /// ```
     /// use parallax_loadgen::Scenario;
     ///
-    /// let shop = Scenario::from_toml(
-    ///     r#"
-    ///     [[request]]
-    ///     path = "/items/{{random.int(1,1000)}}"
-    ///     "#,
-    ///     "shop.toml",
-    /// );
-    /// assert_eq!(shop.expect("it is right").names().collect::<Vec<_>>(), ["GET /items/{random.int(1,1000)}"]);
+    /// let text = "
+    /// [[request]]
+    /// name = 'an item'
+    /// path = '/items/{{random.int(1,1000)}}'
+    /// ";
+    /// let shop = Scenario::from_toml(text, "shop.toml").expect("it is right");
+    /// assert_eq!(shop.names().collect::<Vec<_>>(), ["an item"]);
     ///
-    /// let wrong = Scenario::from_toml("[[request]]\npath = '/items/{{id}}'", "shop.toml");
+    /// let wrong = Scenario::from_toml(&text.replace("random.int(1,1000)", "id"), "shop.toml");
     /// assert_eq!(
     ///     wrong.expect_err("there is no id").to_string(),
-    ///     "shop.toml:2:16: the request \"GET /items/{id}\" uses {{id}}, which nothing before it defines; known are: nothing"
+    ///     "shop.toml:4:16: the request \"an item\" uses {{id}}, which nothing before it defines; \
+    ///      known are: nothing"
     /// );
     /// ```
     ///

@@ -8,8 +8,8 @@ use std::{
 
 /// Why a scenario file was not read: everything that is wrong with it, each with its place.
 ///
-/// Its text has a line for each, like `shop.toml:14:9: …`; lines and columns count from 1, columns in characters.
-/// It has no value of an environment variable in it.
+/// Its text has a line for each, like `shop.toml:14:9: …`; lines and columns count from 1, columns in
+/// characters. It has no value of an environment variable in it.
 #[derive(Debug)]
 pub struct ScriptError {
     problems: Vec<Problem>,

@@ -169,7 +169,8 @@ fn headers(
         let template = scope.template(source, value.span(), value.get_ref(), who);
         let Some(name) = header_name(source, key, who) else { continue };
         if headers.iter().any(|(known, _)| *known == name) {
-            source.wrong(key.span(), format!("{who} has the header {name} twice; headers are the same in small letters and in capitals"));
+            let same = "names are the same in small letters and in capitals";
+            source.wrong(key.span(), format!("{who} has the header {name} twice; {same}"));
         }
         let constant = template.constant(Encoding::Plain);
         let is_constant = constant.is_some();

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::template::push_encoded;
+
 /// What must not be shown, and by what it is replaced.
 #[derive(Clone, Default)]
 pub(super) struct Secrets(Vec<(String, String)>);
@@ -9,7 +11,11 @@ pub(super) struct Secrets(Vec<(String, String)>);
 impl Secrets {
     pub(super) fn add(&mut self, name: &str, value: &str) {
         if !value.is_empty() {
-            self.0.push((value.to_owned(), format!("{{{{env.{name}}}}}")));
+            let place = format!("{{{{env.{name}}}}}");
+            // As it stands in a path.
+            let mut encoded = String::new();
+            push_encoded(&mut encoded, value);
+            self.0.extend([(value.to_owned(), place.clone()), (encoded, place)]);
             // A secret may be a part of another one.
             self.0.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
             self.0.dedup();
@@ -38,11 +44,12 @@ mod tests {
     fn a_secret_is_replaced_by_its_name_the_longest_first() {
         let mut secrets = Secrets::default();
         for (name, value) in
-            [("SHORT", "abc"), ("LONG", "abcdef"), ("EMPTY", ""), ("LONG", "abcdef")]
+            [("SHORT", "abc"), ("LONG", "abc/def"), ("EMPTY", ""), ("LONG", "abc/def")]
         {
             secrets.add(name, value);
         }
-        assert_eq!(secrets.hide("abcdef, abc"), "{{env.LONG}}, {{env.SHORT}}");
-        assert_eq!(format!("{secrets:?}"), r#"["{{env.LONG}}", "{{env.SHORT}}"]"#);
+        let hidden = secrets.hide("abc/def, abc, /a?key=abc%2Fdef");
+        assert_eq!(hidden, "{{env.LONG}}, {{env.SHORT}}, /a?key={{env.LONG}}");
+        assert!(!format!("{secrets:?}").contains("abc"));
     }
 }

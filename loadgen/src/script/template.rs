@@ -52,8 +52,8 @@ pub(super) fn pieces(text: &str) -> Result<Vec<Piece<'_>>, BadPart<'_>> {
         })?;
         let whole = &rest[..2 + end + 2];
         let expression = expression(inner[..end].trim()).ok_or_else(|| {
-            let remedy = "write a name like {{token}} or {{users.email}}, or a generator like {{random.int(1,1000)}}";
-            (whole, format!("{whole} is no name; {remedy}"))
+            let like = "{{token}}, {{users.email}} or {{random.int(1,1000)}}";
+            (whole, format!("{whole} is no name; write one like {like}"))
         })?;
         pieces.push(Piece::Place { whole, expression });
         rest = &rest[whole.len()..];
