@@ -20,6 +20,8 @@ mod perf_page;
 mod publishing;
 // A real report: its schema, its renderings.
 mod report;
+// Scenario files, and what they send.
+mod scripts;
 // The private servers themselves: they start, and they are gone afterwards.
 mod servers;
 // What the tests share: services under the layer, clients of HTTP/1.1 and HTTP/2, private servers.

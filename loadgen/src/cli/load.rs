@@ -335,7 +335,7 @@ impl LoadArgs {
 
 /// The scenario of a file.
 fn scenario_of(path: &Path) -> Result<Scenario, NoRun> {
-    Err(NoRun::usage(format_args!("{}: this build reads no scenario files", path.display())))
+    Scenario::read(path).map_err(NoRun::usage)
 }
 
 /// Why there is no run.
