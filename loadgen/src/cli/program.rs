@@ -109,7 +109,12 @@ where
             tell("a very short look, as cargo test wants it of a bench; cargo bench takes flags");
             conclude(look(usual, app))
         }
-        Asked::Load => conclude(drive(title, usual, app, parsed(title, &args))),
+        Asked::Load => conclude(drive(
+            title,
+            usual,
+            app,
+            parsed(title, &args).unwrap_or_else(|error| error.exit()),
+        )),
     }
 }
 
@@ -136,10 +141,9 @@ fn asked(args: &[OsString], program: Option<&Path>) -> Asked {
     }
 }
 
-fn parsed(title: &str, args: &[OsString]) -> Program {
+fn parsed(title: &str, args: &[OsString]) -> Result<Program, clap::Error> {
     let command = Program::command().about(format!("Load on {title}")).after_help(EXAMPLES);
-    let matches = command.get_matches_from(args);
-    Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    Program::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 
 async fn drive<F>(
@@ -216,4 +220,117 @@ pub(super) fn conclude(command: impl Future<Output = Result<ExitCode, NoRun>>) -
     };
     tell(&format!("error: {text}"));
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use axum::{http::StatusCode, routing::get};
+    use parallax_middleware::Perf;
+    use serde_json::Value;
+
+    use super::*;
+
+    async fn app() -> Router {
+        Router::new()
+            .route("/", get(|| async { "tea" }))
+            .route("/fail", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }))
+            .layer(Perf::new().layer())
+    }
+
+    /// Runs the program with these arguments, and returns its report, or why there is none.
+    fn load(usual: Option<Scenario>, arguments: &[&str]) -> Result<Value, String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let out = folder.path().to_str().expect("text");
+        let always = ["load", "--out", out, "--quiet", "--warmup", "0s", "--duration", "300ms"];
+        let args: Vec<OsString> =
+            [&always[..], arguments].concat().iter().map(Into::into).collect();
+        let program = parsed("a test", &args).map_err(|error| error.to_string())?;
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let driven =
+            runtime.expect("threads are there").block_on(drive("a test", usual, app, program));
+        match driven {
+            Ok(_) => {
+                let text = fs::read(folder.path().join("report.json")).expect("it was written");
+                Ok(serde_json::from_slice(&text).expect("it is JSON"))
+            }
+            Err(NoRun::Usage(text) | NoRun::Unexpected(text)) => Err(text),
+        }
+    }
+
+    #[test]
+    fn a_service_is_called_unless_told_otherwise() {
+        let report = load(None, &["/?q=tea", "--users", "1"]).expect("it runs");
+        assert_eq!(report["title"], "a test");
+        let run = &report["runs"][0];
+        assert_eq!((&run["name"], &run["plan"]["transport"]), (&"closed".into(), &"direct".into()));
+        assert_eq!(run["plan"]["mix"][0][0], "GET /");
+        assert_eq!(run["conservation"]["server"]["recorded"], run["conservation"]["sent"]);
+    }
+
+    #[test]
+    fn several_transports_are_runs_of_one_report() {
+        let flags = ["--users", "2", "--transport", "direct,pipe", "--transport", "tcp"];
+        let report = load(None, &flags).expect("it runs");
+        let runs = report["runs"].as_array().expect("a list");
+        let names: Vec<_> = runs.iter().filter_map(|run| run["name"].as_str()).collect();
+        assert_eq!(names, ["direct", "pipe", "tcp"]);
+        assert!(runs.iter().all(|run| run["conservation"]["unexplained"] == 0));
+    }
+
+    #[test]
+    fn the_program_says_what_is_asked_for_unless_paths_do() {
+        let usual = || Some(Scenario::new().step("usual", 1, |_| http::Request::default()));
+        let asked = |flags: &[&str]| {
+            load(usual(), flags).map(|mut report| report["runs"][0]["plan"]["mix"][0][0].take())
+        };
+        assert_eq!(asked(&["--users", "1"]), Ok("usual".into()));
+        assert_eq!(asked(&["--users", "1", "/"]), Ok("GET /".into()));
+        let refused = asked(&["--header", "a: b"]).expect_err("there is no path");
+        assert!(refused.contains("--header is for paths"), "{refused}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (flags, words) in [
+            (&["search"][..], "write it like /search?q=tea"),
+            (&["--transport", "udp"], "direct, pipe, tcp or unix"),
+            (&["/", "--scenario", "mix.toml"], "cannot be used with"),
+            (&["--users", "1", "--rate", "1"], "cannot be used with"),
+        ] {
+            let refused = load(None, flags).expect_err("it makes no sense");
+            assert!(refused.contains(words), "{flags:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn cargo_bench_measures_and_cargo_test_takes_a_short_look() {
+        let bench = Path::new("/project/target/release/deps/load-0123456789abcdef");
+        let program = Path::new("/project/target/release/load");
+        let asked = |args: &[&str], path| {
+            let args: Vec<OsString> = [&["load"], args].concat().iter().map(Into::into).collect();
+            asked(&args, Some(path))
+        };
+        assert_eq!(asked(&["--rate", "5", "--bench"], bench), Asked::Load);
+        assert_eq!(asked(&["--rate", "5"], program), Asked::Load);
+        assert_eq!(asked(&[], bench), Asked::ShortLook);
+        // Words that only the standard harness knows.
+        assert_eq!(asked(&["a_test", "--nocapture"], bench), Asked::ShortLook);
+        assert_eq!(asked(&["--test"], program), Asked::ShortLook);
+        assert_eq!(asked(&["--list", "--format", "terse"], bench), Asked::Tests);
+        let args = ["load", "--bench", "/"].map(OsString::from);
+        assert!(parsed("a test", &args).is_ok(), "a bench's own flag means nothing");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_short_look_tells_a_service_that_works_from_one_that_does_not() {
+        assert!(look(None, app).await.is_ok());
+        let broken = Scenario::new()
+            .step("GET /fail", 1, |_| http::Request::get("/fail").body("".into()).expect("a path"));
+        let Err(NoRun::Unexpected(text)) = look(Some(broken), app).await else {
+            panic!("it does not work")
+        };
+        assert!(text.contains("does not work"), "{text}");
+    }
 }

@@ -315,3 +315,34 @@ fn a_token_is_good_for_as_long_as_the_run_may_take_and_for_its_method_alone() {
     let expected = parallax_middleware::BypassToken::until(token.expires(), token.run());
     assert_eq!(token, expected.method(http::Method::GET));
 }
+
+#[test]
+fn a_scenario_file_says_what_is_asked_for_below_the_path_of_the_url() {
+    let (server, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let file = folder.path().join("mix.toml");
+    let steps = "[[flow.step]]\nname = 'look'\npath = '/echo'\n\
+                 [[flow.step]]\nname = 'buy'\nmethod = 'POST'\npath = '/echo'\n";
+    fs::write(&file, format!("[[flow]]\nname = 'visit'\n{steps}")).expect("there is room");
+    let flags = ["--scenario", file.to_str().expect("text"), "--users", "1"];
+    let output = output(
+        command(&quickly(&server.at("/"), folder.path(), &flags)).env("PARALLAX_BYPASS_KEY", KEY),
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let run = &report(folder.path())["runs"][0];
+    assert_eq!(run["plan"]["mix"][0][0], "visit");
+    let routes = run["client"]["routes"].as_array().expect("a list");
+    assert!(routes.iter().any(|route| route["route"] == "buy"), "{routes:?}");
+    let seen = server.state.last.lock().expect("nobody panics").take().expect("it was asked");
+    assert!(seen.1.contains_key("x-parallax-bypass"), "every request has the token");
+}
+
+#[test]
+fn a_scenario_file_with_a_mistake_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mix.toml");
+    fs::write(&file, "[[request]]\npath = '/items/{{id}}'\n").expect("there is room");
+    let flags = ["--scenario", file.to_str().expect("text")];
+    let output = output(&mut command(&quickly("http://127.0.0.1:1", folder.path(), &flags)));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("mix.toml:2:"), "{}", said(&output));
+}
