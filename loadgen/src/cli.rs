@@ -20,7 +20,7 @@ use clap::Args;
 
 use self::{
     load::{LOAD, REPORT, REQUESTS},
-    progress::Display,
+    progress::{Display, Screen},
     value::{count, duration, measurable, pause, positive, rate},
 };
 use crate::{
@@ -111,6 +111,7 @@ pub struct Session {
     args: RunArgs,
     settings: Vec<(String, String)>,
     stop: Stop,
+    screen: Screen,
     runs: Vec<Run>,
 }
 
@@ -133,13 +134,15 @@ impl Session {
         probe_folder(&args.out)
             .map_err(|source| PlanError::Unwritable { path: args.out.clone(), source })?;
         let stop = Stop::new();
-        tokio::spawn(stop_on_signals(stop.clone()));
+        let screen = Screen::new(args.quiet);
+        tokio::spawn(stop_on_signals(stop.clone(), screen.clone()));
         Ok(Self {
             title: title.to_owned(),
             started: SystemTime::now(),
             args,
             settings,
             stop,
+            screen,
             runs: Vec::new(),
         })
     }
@@ -159,14 +162,14 @@ impl Session {
     /// Says something on the way, on standard error; not with `--quiet`.
     pub fn say(&self, line: &str) {
         if !self.args.quiet {
-            tell(line);
+            self.screen.tell(line);
         }
     }
 
     /// Shows the progress of work that is counted.
     #[must_use]
     pub fn counted(&self, name: &str, total: u64) -> Counter {
-        Counter::new(name, total, self.args.quiet)
+        Counter::on(&self.screen, name, total)
     }
 
     /// Runs a load test under the flags that all runs share, and keeps what it found. Does nothing once
@@ -185,7 +188,7 @@ impl Session {
         for threshold in &self.args.thresholds {
             test = test.threshold(&threshold.expression);
         }
-        let display = Arc::new(Mutex::new(Display::new(self.args.quiet)));
+        let display = Arc::new(Mutex::new(Display::new(&self.screen)));
         test = test.on_progress({
             let display = display.clone();
             move |progress| {
@@ -264,11 +267,12 @@ fn env_is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
-async fn stop_on_signals(stop: Stop) {
+async fn stop_on_signals(stop: Stop, screen: Screen) {
     if signal().await.is_err() {
         return;
     }
-    tell("\nstopping: the report is written once the last answers are in; again to quit now");
+    screen
+        .tell("\nstopping: the report is written once the last answers are in; again to quit now");
     stop.stop();
     if signal().await.is_ok() {
         std::process::exit(130);

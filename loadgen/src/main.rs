@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use parallax_loadgen::{cli, render, report::Report};
 
-/// Load reports of axum services, seen from both sides.
+/// Load on services, and reports that see it from both sides.
 #[derive(Debug, Parser)]
 #[command(version, arg_required_else_help = true, max_term_width = 80)]
 struct Cli {
@@ -69,7 +69,7 @@ enum Command {
     /// Print a script that completes this command's words in a shell
     ///
     /// Examples:
-    ///   parallax completions bash > ~/.local/share/bash-completion/completions/parallax
+    ///   source <(parallax completions bash)
     ///   parallax completions fish > ~/.config/fish/completions/parallax.fish
     #[command(verbatim_doc_comment)]
     Completions {

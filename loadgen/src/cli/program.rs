@@ -142,7 +142,11 @@ fn asked(args: &[OsString], program: Option<&Path>) -> Asked {
 }
 
 fn parsed(title: &str, args: &[OsString]) -> Result<Program, clap::Error> {
-    let command = Program::command().about(format!("Load on {title}")).after_help(EXAMPLES);
+    let about = format!(
+        "Load on {title}, in this process\n\nWithout flags 10 users ask for the paths, for 10 s after 1 s of \
+         warm-up."
+    );
+    let command = Program::command().about(about).after_help(EXAMPLES);
     Program::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, fmt, io, io::IsTerminal, time::Duration};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tokio::time::Instant;
 
 use super::tell;
@@ -15,6 +15,31 @@ use crate::{
 const RATES: usize = 30;
 /// Of a terminal that nobody has made wider.
 const COLUMNS: usize = 79;
+
+/// Standard error, where bars and lines must not write over one another.
+#[derive(Clone, Debug)]
+pub(super) struct Screen {
+    bars: MultiProgress,
+    quiet: bool,
+}
+
+impl Screen {
+    pub(super) fn new(quiet: bool) -> Self {
+        let target =
+            if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        Self { bars: MultiProgress::with_draw_target(target), quiet }
+    }
+
+    /// A line that stays, above the bars if there are any.
+    pub(super) fn tell(&self, line: &str) {
+        self.bars.suspend(|| tell(line));
+    }
+
+    /// What there is in the place of bars.
+    fn plain_lines(&self) -> Option<PlainLines> {
+        (!self.quiet && !io::stderr().is_terminal()).then(PlainLines::default)
+    }
+}
 
 /// Progress of counted work: a bar on a terminal, a line a second elsewhere.
 #[derive(Debug)]
@@ -30,20 +55,16 @@ impl Counter {
     /// Begins to count `name` up to `total`, on standard error; shows nothing if `quiet`.
     #[must_use]
     pub fn new(name: &str, total: u64, quiet: bool) -> Self {
-        let terminal = io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(
-            Some(total),
-            if quiet || !terminal {
-                ProgressDrawTarget::hidden()
-            } else {
-                ProgressDrawTarget::stderr()
-            },
-        );
+        Self::on(&Screen::new(quiet), name, total)
+    }
+
+    pub(super) fn on(screen: &Screen, name: &str, total: u64) -> Self {
+        let bar = screen.bars.add(ProgressBar::new(total));
         bar.set_style(style("{prefix:12} {wide_bar} {human_pos}/{human_len} {rate} {eta} left"));
         bar.set_prefix(name.to_owned());
         Self {
             bar,
-            plain: (!quiet && !terminal).then(PlainLines::default),
+            plain: screen.plain_lines(),
             name: name.to_owned(),
             total,
             started: Instant::now(),
@@ -87,24 +108,10 @@ pub(super) struct Display {
 }
 
 impl Display {
-    pub(super) fn new(quiet: bool) -> Self {
-        let terminal = io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(
-            None,
-            if quiet || !terminal {
-                ProgressDrawTarget::hidden()
-            } else {
-                ProgressDrawTarget::stderr()
-            },
-        );
+    pub(super) fn new(screen: &Screen) -> Self {
+        let bar = screen.bars.add(ProgressBar::no_length());
         bar.set_style(style("{msg}"));
-        Self {
-            bar,
-            plain: (!quiet && !terminal).then(PlainLines::default),
-            stage: None,
-            rates: VecDeque::new(),
-            second: 0,
-        }
+        Self { bar, plain: screen.plain_lines(), stage: None, rates: VecDeque::new(), second: 0 }
     }
 
     pub(super) fn show(&mut self, progress: &Progress) {

@@ -30,6 +30,7 @@ const TLS: &str = "TLS and HTTP";
 
 /// Flags of `parallax run`.
 #[derive(Clone, Args)]
+#[expect(clippy::doc_markdown, reason = "these are the words of --help")]
 pub struct UrlArgs {
     /// What to ask for: http://…, https://…, or unix:/path/to.sock:/path
     #[arg(value_hint = ValueHint::Url)]

@@ -163,6 +163,8 @@ impl Page {
             ["p50", "p90", "p95", "p99", "p99.9", "max"].iter().map(|q| cell(q)).collect();
         self.painted(DIM, &format!("{:LABEL$}{head}", ""));
         let client = &run.client;
+        // Who saw one side alone has no rows of the other.
+        let sides = if run.server.is_none() && run.pairs.paired == 0 { 2 } else { 4 };
         self.views(
             "all routes",
             client.rate,
@@ -172,10 +174,10 @@ impl Page {
                 ("service time", &client.service_time),
                 ("server time", &run.pairs.server_time),
                 ("outside", &run.pairs.outside),
-            ],
+            ][..sides],
         );
         for route in &client.routes {
-            self.views(&route.route, route.rate, &route.outcomes, &route_views(route));
+            self.views(&route.route, route.rate, &route.outcomes, &route_views(route)[..sides]);
         }
         self.out.push('\n');
         self.painted(BOLD, "  the generator");

@@ -1,7 +1,6 @@
 //! A server for the command to load, in the process of the tests.
 
 use std::{
-    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -91,8 +90,8 @@ impl Drop for Server {
     }
 }
 
-fn serve(listener: TcpListener, app: Router) -> impl Future<Output = ()> {
-    async move { axum::serve(listener, app).await.expect("it serves") }
+async fn serve(listener: TcpListener, app: Router) {
+    axum::serve(listener, app).await.expect("it serves");
 }
 
 fn runtime() -> Runtime {
