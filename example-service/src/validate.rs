@@ -7,7 +7,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 
 use clap::Args;
 use parallax_loadgen::{
-    LoadTest, LoadTestError, PlanError, Run,
+    LoadTest, LoadTestError, Pause, PlanError, Run,
     cli::{RunArgs, Session},
     memory,
     report::{MemoryModel, ThresholdResult, Unit, Verdict},
@@ -158,7 +158,7 @@ async fn load(
     let duration =
         session.args().duration.unwrap_or(Duration::from_secs(if quick { 5 } else { 60 }));
     let warmup = session.args().warmup.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
-    let think_time = session.args().think_time.unwrap_or(THINK_TIME);
+    let think_time = session.args().think_time.unwrap_or(Pause::Constant(THINK_TIME));
     let users = session.args().users.unwrap_or(1_000);
     let rate = session.args().rate.unwrap_or(2_000.0);
     let test = |name: &str| {
@@ -170,13 +170,14 @@ async fn load(
             .pass_limiter(bypass)
     };
     session.say(&format!(
-        "closed: {users} users who pause {think_time:?}, {duration:?} after {warmup:?} of warm-up"
+        "closed: {users} users who pause {:?}, {duration:?} after {warmup:?} of warm-up",
+        think_time.mean()
     ));
     let closed = test("closed").users(users).think_time(think_time);
     let mut closed = closed.threshold(LATENCY);
     let mut open = test("open").rate(rate).threshold(LATENCY);
     // Judged where more is asked for than is required: a load that asks for less shows nothing.
-    let asked = users as f64 / think_time.as_secs_f64();
+    let asked = users as f64 / think_time.mean().as_secs_f64();
     if asked > ENOUGH_RATE {
         closed = closed.threshold(THROUGHPUT);
     } else if rate > ENOUGH_RATE {

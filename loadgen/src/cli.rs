@@ -1,9 +1,14 @@
 //! The command, for a service to embed: flags, progress, Ctrl-C, the report's files, the exit code.
 
+mod load;
+mod program;
+mod progress;
 mod token;
+mod url;
+mod value;
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -12,14 +17,17 @@ use std::{
 };
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use tokio::time::Instant;
 
+use self::{
+    load::{LOAD, REPORT, REQUESTS},
+    progress::{Display, Screen},
+    value::{count, duration, measurable, pause, positive, rate},
+};
 use crate::{
     load_test::{LoadTest, LoadTestError},
-    plan::{MAX_RATE, MAX_TIME, MIN_DURATION, PlanError},
-    progress::{Progress, Stage},
-    render::{self, number},
+    pause::Pause,
+    plan::PlanError,
+    render,
     report::{Environment, MemoryModel, Report, Run, ThresholdResult, Verdict},
     runner::unix_seconds,
     stop::Stop,
@@ -27,111 +35,73 @@ use crate::{
     threshold::Threshold,
 };
 
-pub use self::token::{TokenArgs, token};
+pub use self::{
+    load::LoadArgs,
+    program::{main, main_with},
+    progress::Counter,
+    token::{TokenArgs, token},
+    url::{UrlArgs, run},
+};
 
 /// The flags that every run has.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Concurrent users, each of whom waits for an answer before asking again
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = count)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = count, help_heading = LOAD)]
     pub users: Option<usize>,
 
     /// Requests per second, on schedule whatever became of the earlier ones
-    #[arg(long, value_name = "PER_SECOND", allow_negative_numbers = true, value_parser = rate)]
+    #[arg(long, value_name = "PER_SECOND", allow_negative_numbers = true, value_parser = rate, help_heading = LOAD)]
     pub rate: Option<f64>,
 
     /// Length of each measured interval, like 30s or 5m
-    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = measurable)]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = measurable, help_heading = LOAD)]
     pub duration: Option<Duration>,
 
     /// Load before each measured interval, not part of any figure
-    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = duration, help_heading = LOAD)]
     pub warmup: Option<Duration>,
 
-    /// Pause of a user between an answer and the next request
-    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = duration)]
-    pub think_time: Option<Duration>,
+    /// Pause of a user between an answer and the next request; exp:100ms draws it at random, 100ms on average
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = pause, help_heading = LOAD)]
+    pub think_time: Option<Pause>,
 
     /// Give a request up after this long
-    #[arg(
-        long, value_name = "TIME", default_value = "10s", allow_negative_numbers = true,
-        value_parser = positive
-    )]
+    #[arg(long, value_name = "TIME", default_value = "10s", allow_negative_numbers = true,
+        value_parser = positive, help_heading = REQUESTS)]
     pub timeout: Duration,
 
-    /// With --rate: an arrival that finds so many requests in flight is dropped and counted
-    #[arg(
-        long, value_name = "N", default_value = "10000", allow_negative_numbers = true,
-        value_parser = count
-    )]
-    pub max_in_flight: usize,
+    /// With --rate: an arrival that finds so many requests in flight is dropped and counted [default: 10000]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = count, help_heading = LOAD)]
+    pub max_in_flight: Option<usize>,
 
     /// A requirement, like 'p99 < 25ms' or 'errors < 0.1%' (repeatable)
-    #[arg(long = "threshold", value_name = "EXPR", value_parser = Threshold::parse)]
+    #[arg(long = "threshold", value_name = "EXPR", value_parser = Threshold::parse, help_heading = REPORT)]
     pub thresholds: Vec<Threshold>,
 
     /// Seed of every random choice: the same seed sends the same requests
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = LOAD)]
     pub seed: u64,
 
     /// Shorter, for a first look
-    #[arg(long)]
+    #[arg(long, help_heading = LOAD)]
     pub quick: bool,
 
     /// Folder for report.json and report.html
-    #[arg(long, value_name = "DIR", default_value = "target/parallax")]
+    #[arg(long, value_name = "DIR", default_value = "target/parallax", help_heading = REPORT)]
     pub out: PathBuf,
 
     /// Print the report as JSON instead of text
-    #[arg(long)]
+    #[arg(long, help_heading = REPORT)]
     pub json: bool,
 
     /// No progress
-    #[arg(long)]
+    #[arg(long, help_heading = REPORT)]
     pub quiet: bool,
 
     /// No colours, on a terminal either
-    #[arg(long)]
+    #[arg(long, help_heading = REPORT)]
     pub no_color: bool,
-}
-
-fn count(text: &str) -> Result<usize, String> {
-    match text.parse::<i128>() {
-        Ok(n) if n < 1 => Err("it has to be at least 1".to_owned()),
-        Ok(n) => usize::try_from(n).map_err(|_| "it is too large".to_owned()),
-        Err(_) => Err("it has to be a whole number, like 100".to_owned()),
-    }
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    match text.trim_end_matches("/s").parse::<f64>() {
-        Ok(rate) if rate > 0.0 && rate <= MAX_RATE => Ok(rate),
-        Ok(_) => Err("it has to be above 0 and at most 10000000".to_owned()),
-        Err(_) => Err("it has to be a number of requests per second, like 1000".to_owned()),
-    }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write it like 500ms, 10s, 5m or 1h"))?;
-    if duration > MAX_TIME {
-        return Err("it has to be a year at most".to_owned());
-    }
-    Ok(duration)
-}
-
-fn measurable(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        short if short < MIN_DURATION => Err("it has to be at least 100ms".to_owned()),
-        duration => Ok(duration),
-    }
-}
-
-fn positive(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        Duration::ZERO => Err("it has to be above 0, like 10s".to_owned()),
-        duration => Ok(duration),
-    }
 }
 
 /// One use of the command: everything between its flags and its exit code.
@@ -142,6 +112,7 @@ pub struct Session {
     args: RunArgs,
     settings: Vec<(String, String)>,
     stop: Stop,
+    screen: Screen,
     runs: Vec<Run>,
 }
 
@@ -164,13 +135,15 @@ impl Session {
         probe_folder(&args.out)
             .map_err(|source| PlanError::Unwritable { path: args.out.clone(), source })?;
         let stop = Stop::new();
-        tokio::spawn(stop_on_signals(stop.clone()));
+        let screen = Screen::new(args.quiet);
+        tokio::spawn(stop_on_signals(stop.clone(), screen.clone()));
         Ok(Self {
             title: title.to_owned(),
             started: SystemTime::now(),
             args,
             settings,
             stop,
+            screen,
             runs: Vec::new(),
         })
     }
@@ -190,14 +163,14 @@ impl Session {
     /// Says something on the way, on standard error; not with `--quiet`.
     pub fn say(&self, line: &str) {
         if !self.args.quiet {
-            tell(line);
+            self.screen.tell(line);
         }
     }
 
     /// Shows the progress of work that is counted.
     #[must_use]
     pub fn counted(&self, name: &str, total: u64) -> Counter {
-        Counter::new(name, total, self.args.quiet)
+        Counter::on(&self.screen, name, total)
     }
 
     /// Runs a load test under the flags that all runs share, and keeps what it found. Does nothing once
@@ -209,15 +182,14 @@ impl Session {
         if self.stop.is_stopped() {
             return Ok(());
         }
-        let mut test = test
-            .timeout(self.args.timeout)
-            .max_in_flight(self.args.max_in_flight)
-            .seed(self.args.seed)
-            .stop_on(&self.stop);
+        let mut test = test.timeout(self.args.timeout).seed(self.args.seed).stop_on(&self.stop);
+        if let Some(bound) = self.args.max_in_flight {
+            test = test.max_in_flight(bound);
+        }
         for threshold in &self.args.thresholds {
             test = test.threshold(&threshold.expression);
         }
-        let display = Arc::new(Mutex::new(Display::new(self.args.quiet)));
+        let display = Arc::new(Mutex::new(Display::new(&self.screen)));
         test = test.on_progress({
             let display = display.clone();
             move |progress| {
@@ -291,11 +263,17 @@ pub fn color_on(output: &impl IsTerminal) -> bool {
     output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-async fn stop_on_signals(stop: Stop) {
+/// A variable that is empty is as good as none.
+fn env_is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
+async fn stop_on_signals(stop: Stop, screen: Screen) {
     if signal().await.is_err() {
         return;
     }
-    tell("\nstopping: the report is written once the last answers are in; again to quit now");
+    screen
+        .tell("\nstopping: the report is written once the last answers are in; again to quit now");
     stop.stop();
     if signal().await.is_ok() {
         std::process::exit(130);
@@ -347,147 +325,4 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
 /// A line on standard error. Where nobody reads it, the run goes on all the same.
 fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
-}
-
-/// Progress of counted work: a bar on a terminal, a line a second elsewhere.
-#[derive(Debug)]
-pub struct Counter {
-    bar: ProgressBar,
-    plain: Option<PlainLines>,
-    name: String,
-    total: u64,
-    started: Instant,
-}
-
-impl Counter {
-    /// Begins to count `name` up to `total`, on standard error; shows nothing if `quiet`.
-    #[must_use]
-    pub fn new(name: &str, total: u64, quiet: bool) -> Self {
-        let terminal = io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(
-            Some(total),
-            if quiet || !terminal {
-                ProgressDrawTarget::hidden()
-            } else {
-                ProgressDrawTarget::stderr()
-            },
-        );
-        bar.set_style(style("{prefix:12} {wide_bar} {human_pos}/{human_len} {rate} {eta} left"));
-        bar.set_prefix(name.to_owned());
-        Self {
-            bar,
-            plain: (!quiet && !terminal).then(PlainLines::default),
-            name: name.to_owned(),
-            total,
-            started: Instant::now(),
-        }
-    }
-
-    /// `done` of the total are done.
-    pub fn set(&mut self, done: u64) {
-        self.bar.set_position(done);
-        if let Some(plain) = &mut self.plain {
-            let (name, total) = (&self.name, self.total);
-            let rate = done as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
-            // Nothing done tells nothing about the time left.
-            let pace = if done == 0 {
-                String::new()
-            } else {
-                let left = total.saturating_sub(done) as f64 / rate;
-                format!(", {}, {left:.0} s left", number::per_second(rate))
-            };
-            plain.line(done >= total, || {
-                format!("{name}: {} of {}{pace}", number::count(done), number::count(total))
-            });
-        }
-    }
-
-    /// The work is over.
-    pub fn end(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-/// The live display of a run.
-#[derive(Debug)]
-struct Display {
-    bar: ProgressBar,
-    plain: Option<PlainLines>,
-    stage: Option<Stage>,
-}
-
-impl Display {
-    fn new(quiet: bool) -> Self {
-        let terminal = io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(
-            Some(1),
-            if quiet || !terminal {
-                ProgressDrawTarget::hidden()
-            } else {
-                ProgressDrawTarget::stderr()
-            },
-        );
-        bar.set_style(style("{prefix:20} {wide_bar} {msg}"));
-        Self { bar, plain: (!quiet && !terminal).then(PlainLines::default), stage: None }
-    }
-
-    fn show(&mut self, progress: &Progress) {
-        let prefix = format!("{} {}", progress.run, progress.stage.name());
-        let figures = figures(progress);
-        let left = progress.planned.saturating_sub(progress.elapsed);
-        self.bar.set_length(progress.planned.as_millis() as u64);
-        self.bar.set_position(progress.elapsed.min(progress.planned).as_millis() as u64);
-        self.bar.set_prefix(prefix.clone());
-        self.bar.set_message(figures.clone());
-        if let Some(plain) = &mut self.plain {
-            let new_stage = self.stage != Some(progress.stage);
-            plain.line(new_stage, || {
-                format!("{prefix}: {figures}, {:.0} s left", left.as_secs_f64())
-            });
-        }
-        self.stage = Some(progress.stage);
-    }
-
-    fn end(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
-fn figures(progress: &Progress) -> String {
-    let p99 = progress.p99.map_or_else(
-        || "p99 …".to_owned(),
-        |p99| format!("p99 {}", number::duration(p99.as_secs_f64() * 1e6)),
-    );
-    format!(
-        "{}, {p99}, {} errors, {} in flight",
-        number::per_second(progress.rate),
-        number::count(progress.failed),
-        number::count(progress.in_flight)
-    )
-}
-
-fn style(template: &str) -> ProgressStyle {
-    // A template that does not parse is a bug here, not a reason to refuse a run.
-    ProgressStyle::with_template(template)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .with_key("rate", |state: &ProgressState, out: &mut dyn fmt::Write| {
-            // Writing to a string cannot fail.
-            let _ = out.write_str(&number::per_second(state.per_sec()));
-        })
-}
-
-/// A line a second at most.
-#[derive(Debug, Default)]
-struct PlainLines {
-    last: Option<Instant>,
-}
-
-impl PlainLines {
-    fn line(&mut self, at_once: bool, text: impl FnOnce() -> String) {
-        let due = self.last.is_none_or(|last| last.elapsed() >= Duration::from_secs(1));
-        if due || at_once {
-            self.last = Some(Instant::now());
-            tell(&text());
-        }
-    }
 }

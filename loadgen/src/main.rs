@@ -1,4 +1,4 @@
-//! `parallax`: what can be done with a saved report, and for load on a service that runs.
+//! `parallax`: load on a server that runs, what can be done with a saved report, and tokens.
 
 use std::{
     io,
@@ -6,12 +6,13 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use parallax_loadgen::{cli, render, report::Report};
 
-/// Load reports of axum services, seen from both sides.
+/// Load on services, and reports that see it from both sides.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true, max_term_width = 80)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,6 +21,23 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 #[expect(clippy::doc_markdown, reason = "these are the words of --help")]
 enum Command {
+    /// Load a server, and say whether it holds its requirements
+    ///
+    /// Without flags 10 users ask for the URL, for 10 s after 1 s of warm-up.
+    ///
+    /// Examples:
+    ///   parallax run http://localhost:3000/search?q=tea
+    ///   parallax run http://localhost:3000/ --rate 2000 --threshold 'p99 < 25ms'
+    ///   parallax run https://localhost:3000/ --ca ca.pem --stages 10s:100,30s:1000
+    ///   parallax run unix:/run/app.sock:/ --users 50 --think-time exp:100ms
+    ///   parallax run http://localhost:3000/ --method POST --body-file item.json \
+    ///     --header 'Content-Type: application/json'
+    ///
+    /// Exit: 0 pass, 1 unexpected error, 2 bad usage or nobody there, 97 invalid,
+    /// 98 inconclusive, 99 a threshold failed, 130 interrupted (Ctrl-C: the report
+    /// is still written; again to quit at once)
+    #[command(verbatim_doc_comment)]
+    Run(Box<cli::UrlArgs>),
     /// Print a saved report; exits as the run that wrote it did
     ///
     /// Examples:
@@ -48,6 +66,16 @@ enum Command {
     ///   curl -H @bypass.header http://localhost:3000/search
     #[command(verbatim_doc_comment)]
     Token(cli::TokenArgs),
+    /// Print a script that completes this command's words in a shell
+    ///
+    /// Examples:
+    ///   source <(parallax completions bash)
+    ///   parallax completions fish > ~/.config/fish/completions/parallax.fish
+    #[command(verbatim_doc_comment)]
+    Completions {
+        /// Of which shell
+        shell: Shell,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -60,7 +88,9 @@ enum Format {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Render { report, format, no_color } => render(&report, format, no_color),
+        Command::Run(args) => cli::run(*args),
         Command::Token(args) => cli::token(args),
+        Command::Completions { shell } => completions(shell),
     }
 }
 
@@ -84,6 +114,18 @@ fn render(report: &Path, format: Format, no_color: bool) -> ExitCode {
         Ok(()) => cli::exit_code(&report),
         Err(error) => {
             eprintln!("error: cannot print the report: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "parallax", &mut script);
+    match cli::print_whole(&String::from_utf8_lossy(&script)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: cannot print the script: {error}");
             ExitCode::from(1)
         }
     }

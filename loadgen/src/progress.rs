@@ -14,6 +14,8 @@ pub struct Progress {
     pub elapsed: Duration,
     /// Planned length of the stage.
     pub planned: Duration,
+    /// The stage ends with so many requests, if not before.
+    pub requests: Option<u64>,
     /// Successes so far in this stage.
     pub ok: u64,
     /// Failures so far in this stage, rejections included.
@@ -22,6 +24,8 @@ pub struct Progress {
     pub in_flight: u64,
     /// Successes per second, over the last second or so.
     pub rate: f64,
+    /// Median of the response time over the same, if there were enough samples.
+    pub p50: Option<Duration>,
     /// 99th percentile of the response time over the same, if there were enough samples.
     pub p99: Option<Duration>,
 }

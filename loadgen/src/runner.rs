@@ -682,6 +682,7 @@ struct Live {
     next: Instant,
     recent_since: Instant,
     rate: f64,
+    p50: Option<Duration>,
     p99: Option<Duration>,
     /// Nobody listens any more.
     silent: bool,
@@ -689,7 +690,7 @@ struct Live {
 
 impl Live {
     fn new(start: Instant) -> Self {
-        Self { next: start, recent_since: start, rate: 0.0, p99: None, silent: false }
+        Self { next: start, recent_since: start, rate: 0.0, p50: None, p99: None, silent: false }
     }
 
     fn tell<S>(
@@ -711,7 +712,9 @@ impl Live {
             let recent = tally.take_recent();
             self.recent_since = now;
             self.rate = recent.count() as f64 / span.as_secs_f64();
-            self.p99 = recent.summary().p99_us.map(|us| Duration::from_secs_f64(us / 1e6));
+            let time = |us: Option<f64>| us.map(|us| Duration::from_secs_f64(us / 1e6));
+            let summary = recent.summary();
+            (self.p50, self.p99) = (time(summary.p50_us), time(summary.p99_us));
         }
         drop(tally);
         let progress = Progress {
@@ -719,10 +722,12 @@ impl Live {
             stage,
             elapsed: now.saturating_duration_since(load.start),
             planned: load.end.saturating_duration_since(load.start),
+            requests: load.plan.requests.filter(|_| load.tickets.is_some()),
             ok: outcomes.ok,
             failed: outcomes.failed(),
             in_flight: load.sink.in_flight(),
             rate: self.rate,
+            p50: self.p50,
             p99: self.p99,
         };
         // An observer that panics must not take the samples with it; it has had its last word.

@@ -9,9 +9,9 @@ use crate::{
 };
 
 /// Without a word about it.
-const DURATION: Duration = Duration::from_secs(10);
+pub(crate) const DURATION: Duration = Duration::from_secs(10);
 /// So long may a fixed number of requests take, without a word about it.
-const REQUESTS_WITHIN: Duration = Duration::from_secs(600);
+pub(crate) const REQUESTS_WITHIN: Duration = Duration::from_secs(600);
 const MAX_USERS: f64 = 10_000_000.0;
 
 /// What a load is to look like over time.

@@ -14,10 +14,13 @@ use http::Method;
 use parallax_middleware::{BypassToken, KeyError, PeerRange, TokenError, TokenKeys};
 use rand::{RngExt, distr::Alphanumeric};
 
-use super::{duration, print_whole, tell};
+use super::{
+    print_whole, tell,
+    value::{duration, method},
+};
 
 /// Holds keys, if no file does.
-const VARIABLE: &str = "PARALLAX_BYPASS_KEY";
+pub(super) const VARIABLE: &str = "PARALLAX_BYPASS_KEY";
 
 /// Flags of `parallax token`.
 #[derive(Clone, Debug, Args)]
@@ -66,13 +69,6 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn method(text: &str) -> Result<Method, String> {
-    if text.bytes().any(|byte| byte.is_ascii_lowercase()) {
-        return Err("methods are written in capitals, like GET".to_owned());
-    }
-    text.parse().map_err(|_| "it has to be a method of HTTP, like GET".to_owned())
-}
-
 /// Mints a token and prints it, alone, to standard output. What it is good for goes to standard error.
 #[must_use]
 pub fn token(args: TokenArgs) -> ExitCode {
@@ -117,7 +113,7 @@ fn mint(args: TokenArgs) -> Result<(BypassToken, String), MintError> {
     Ok((token, text))
 }
 
-fn keys(file: Option<&Path>) -> Result<TokenKeys, MintError> {
+pub(super) fn keys(file: Option<&Path>) -> Result<TokenKeys, MintError> {
     if let Some(path) = file {
         let named = || path.display().to_string();
         let read = |source| MintError::Unreadable { path: named(), source };
@@ -151,17 +147,17 @@ fn warn_of_readers(_: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn some_name() -> String {
+pub(super) fn some_name() -> String {
     rand::rng().sample_iter(Alphanumeric).take(10).map(char::from).collect()
 }
 
-fn seconds(time: SystemTime) -> String {
+pub(super) fn seconds(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
-enum MintError {
+pub(super) enum MintError {
     #[error(
         "unexpected argument; a key is not taken from one, because other users of the machine can see it \
          there: put it into {VARIABLE} or a --key-file"

@@ -14,6 +14,7 @@ pub(crate) mod fixture;
 
 pub use html::html;
 pub use json::json;
+pub(crate) use text::sparkline;
 pub use text::{Style, text};
 
 use std::collections::BTreeMap;
@@ -181,7 +182,7 @@ fn transports_in_words(costs: &[Cost<'_>]) -> String {
 fn plan_in_words(plan: &PlanSummary) -> String {
     let mut words = vec![load_in_words(plan)];
     words.push(format!(
-        "{} after {} of warm-up",
+        "{} {}",
         plan.requests.map_or_else(
             || number::seconds(plan.duration_s),
             |requests| {
@@ -189,14 +190,23 @@ fn plan_in_words(plan: &PlanSummary) -> String {
                 format!("{} requests within {within}", number::count(requests))
             }
         ),
-        number::seconds(plan.warmup_s)
+        if plan.warmup_s > 0.0 {
+            format!("after {} of warm-up", number::seconds(plan.warmup_s))
+        } else {
+            "without a warm-up".to_owned()
+        }
     ));
     words.push(format!(
         "at most {} in flight, timeout {}",
         number::count(plan.max_in_flight as u64),
         number::seconds(plan.timeout_s)
     ));
-    words.push(format!("{} transport", plan.transport));
+    // A server has its URL for a transport.
+    if plan.transport.contains('/') {
+        words.push(format!("to {}", plan.transport));
+    } else {
+        words.push(format!("{} transport", plan.transport));
+    }
     if plan.virtual_time {
         words.push("virtual time".to_owned());
     } else {
@@ -229,7 +239,8 @@ fn load_in_words(plan: &PlanSummary) -> String {
             if let Some(pacing) = plan.pacing_s {
                 habits.push(format!("asking every {} at most", number::seconds(pacing)));
             }
-            format!("{most}{users} users, {}", habits.join(", "))
+            let plural = if plan.users == Some(1) { "" } else { "s" };
+            format!("{most}{users} user{plural}, {}", habits.join(", "))
         }
         Model::Open => {
             let rate = number::plain(plan.rate.unwrap_or(0.0));

@@ -163,6 +163,8 @@ impl Page {
             ["p50", "p90", "p95", "p99", "p99.9", "max"].iter().map(|q| cell(q)).collect();
         self.painted(DIM, &format!("{:LABEL$}{head}", ""));
         let client = &run.client;
+        // Who saw one side alone has no rows of the other.
+        let sides = if run.server.is_none() && run.pairs.paired == 0 { 2 } else { 4 };
         self.views(
             "all routes",
             client.rate,
@@ -172,10 +174,10 @@ impl Page {
                 ("service time", &client.service_time),
                 ("server time", &run.pairs.server_time),
                 ("outside", &run.pairs.outside),
-            ],
+            ][..sides],
         );
         for route in &client.routes {
-            self.views(&route.route, route.rate, &route.outcomes, &route_views(route));
+            self.views(&route.route, route.rate, &route.outcomes, &route_views(route)[..sides]);
         }
         self.out.push('\n');
         self.painted(BOLD, "  the generator");
@@ -555,7 +557,7 @@ fn fitted(text: &str, room: usize) -> String {
 
 /// At most 40 bars, with the least and the largest value; `None` without values. A bar that stands
 /// for several slots shows the largest of them: a spike must not vanish.
-fn sparkline(values: &[Option<f64>]) -> Option<(String, f64, f64)> {
+pub(crate) fn sparkline(values: &[Option<f64>]) -> Option<(String, f64, f64)> {
     let present = || values.iter().flatten().copied();
     let low = present().min_by(f64::total_cmp)?;
     let high = present().max_by(f64::total_cmp)?;

@@ -1,5 +1,10 @@
 //! The command as its users meet it: a process, its output, its exit code.
 
+mod omission;
+mod run;
+mod server;
+mod stopping;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -175,4 +180,29 @@ fn a_report_that_cannot_be_read_is_refused_by_name() {
     let output = output(&mut command(&["render", "/nowhere/report.json"]));
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("/nowhere/report.json"));
+}
+
+#[test]
+fn every_shell_gets_a_script_that_knows_the_flags() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = output(&mut command(&["completions", shell]));
+        assert_eq!(output.status.code(), Some(0), "{shell}: {}", said(&output));
+        let script = String::from_utf8(output.stdout).expect("text");
+        assert!(script.contains("think-time") && script.contains("completions"), "{shell}");
+    }
+    let output = output(&mut command(&["completions", "cmd.exe"]));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("zsh"), "{}", said(&output));
+}
+
+#[test]
+fn each_help_fits_into_80_columns_and_has_examples() {
+    for subcommand in ["run", "render", "token", "completions"] {
+        let output = output(&mut command(&[subcommand, "--help"]));
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert!(text.contains("Examples:"), "{text}");
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{subcommand}: {line}");
+        }
+    }
 }
