@@ -22,9 +22,6 @@ use parallax_loadgen::{LoadTest, LoadTestError, Scenario, report::Run};
 use parallax_middleware::Perf;
 use serde_json::{Value, json};
 
-/// Many times what so few requests take.
-const AT_MOST: Duration = Duration::from_secs(2);
-
 /// What a shop was asked, and what it has given out.
 #[derive(Default)]
 struct Shop {
@@ -150,9 +147,7 @@ async fn the_example_orders_with_ids_and_cookies_of_the_answers_and_counts_its_c
     let example = Scenario::read(example).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(example.names().collect::<Vec<_>>(), ["look around", "order"]);
     let (router, shop) = shop();
-    let run =
-        run(LoadTest::new(router).scenario(example).users(4).requests(400).duration(2 * AT_MOST))
-            .await;
+    let run = run(LoadTest::new(router).scenario(example).users(4).requests(400)).await;
 
     let orders = shop.orders.load(SeqCst);
     let lost = (0..orders).filter(|id| id % 10 == 3).count() as u64;
@@ -210,12 +205,7 @@ async fn the_same_seed_asks_the_same_in_the_same_order_and_another_does_not() {
     ";
     let asked = async |seed| {
         let (router, shop) = shop();
-        let test = LoadTest::new(router)
-            .scenario(scenario(MIX))
-            .users(1)
-            .requests(60)
-            .duration(AT_MOST)
-            .seed(seed);
+        let test = LoadTest::new(router).scenario(scenario(MIX)).users(1).requests(60).seed(seed);
         run(test).await;
         shop.asked()
     };
@@ -252,8 +242,7 @@ async fn rows_are_taken_in_turn_or_once_each() {
         ))
     };
     let (router, shop_) = shop();
-    run(LoadTest::new(router).scenario(flow("sequential")).users(1).requests(7).duration(AT_MOST))
-        .await;
+    run(LoadTest::new(router).scenario(flow("sequential")).users(1).requests(7)).await;
     // The preflight takes the first.
     let ids: Vec<_> = shop_.asked().iter().filter_map(|line| line.chars().last()).collect();
     assert_eq!(ids.iter().collect::<String>(), "12312312");
@@ -298,12 +287,7 @@ async fn a_failed_check_ends_its_iteration_unless_it_is_to_go_on() {
     };
     for go_on in [false, true] {
         let (router, shop) = shop();
-        let run_ = run(LoadTest::new(router)
-            .scenario(flow(go_on))
-            .users(1)
-            .requests(20)
-            .duration(AT_MOST))
-        .await;
+        let run_ = run(LoadTest::new(router).scenario(flow(go_on)).users(1).requests(20)).await;
         let sent = if go_on { 10 } else { 20 };
         assert_eq!(counts(&run_, "first: header content-type is \"application/json\""), (sent, 0));
         assert_eq!(counts(&run_, "first: /n is 1"), (sent, 0));
@@ -368,9 +352,7 @@ async fn what_cannot_be_extracted_or_sent_ends_the_iteration_and_says_why() {
             body = '{{{{id}}}}'
             "
         ));
-        let run =
-            run(LoadTest::new(router).scenario(scenario).users(1).requests(5).duration(AT_MOST))
-                .await;
+        let run = run(LoadTest::new(router).scenario(scenario).users(1).requests(5)).await;
         assert_eq!(counts(&run, "the flow goes on"), (0, 5));
         assert_eq!(first_failure(&run, "the flow goes on"), Some(why));
         assert_eq!((run.conservation.outcomes.check_failed, shop.count("GET")), (5, 0));
@@ -391,8 +373,7 @@ async fn a_check_that_fails_in_the_setup_stops_the_run() {
         ",
     );
     let (router, shop) = shop();
-    let result =
-        LoadTest::new(router).scenario(scenario).users(1).requests(5).duration(AT_MOST).run().await;
+    let result = LoadTest::new(router).scenario(scenario).users(1).requests(5).run().await;
     let Err(LoadTestError::Setup(why)) = result else { panic!("{result:?}") };
     assert_eq!(why, "open: status is 201: it is 200");
     assert_eq!(shop.asked().len(), 1);
@@ -416,7 +397,7 @@ async fn a_value_of_the_environment_is_sent_and_never_reported() {
         ",
     );
     let (router, shop) = shop();
-    let test = LoadTest::new(router).scenario(scenario).users(1).requests(5).duration(AT_MOST);
+    let test = LoadTest::new(router).scenario(scenario).users(1).requests(5);
     let report = test.warmup(Duration::ZERO).run().await.expect("the plan is valid");
     assert!(shop.asked().iter().all(|line| line.ends_with(&secret)));
     let run = &report.runs[0];

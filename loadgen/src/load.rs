@@ -214,7 +214,8 @@ impl<S: InProcess> Load<S> {
         }
     }
 
-    /// Goes through a flow once. Returns when its last answer was in; `None` if it has sent nothing.
+    /// Goes through a flow once. Returns when its last answer was in, or the pause after it over; `None` if it has
+    /// neither sent anything nor paused.
     pub(crate) async fn iterate(
         self: Arc<Self>,
         flow: &Flow,
@@ -243,7 +244,7 @@ impl<S: InProcess> Load<S> {
         if let Some(sample) = last {
             self.keep(sample);
         }
-        let ns = ended.last_received.load(Relaxed);
+        let ns = ended.ns.load(Relaxed);
         (ns > 0).then(|| self.start + Duration::from_nanos(ns - 1))
     }
 
@@ -446,9 +447,7 @@ impl<S: InProcess> UnderWay<S> {
                 load.send(&mut load.sender(), step, &mut request, ready).await;
             }
             Action::Flow(flow) => {
-                if load.clone().iterate(&**flow, random, ready, true).await.is_none() {
-                    load.sink.unsent();
-                }
+                load.clone().iterate(&**flow, random, ready, true).await;
             }
         }
     }
@@ -461,10 +460,17 @@ impl<S> Drop for UnderWay<S> {
     }
 }
 
-/// When the last answer of a flow was in: nanoseconds since the phase's start, and one; 0 if there was none.
+/// When the last answer of a flow was in, or the pause after it over: nanoseconds since the phase's start, and one;
+/// 0 if there was none.
 #[derive(Debug, Default)]
 struct EndOfFlow {
-    last_received: AtomicU64,
+    ns: AtomicU64,
+}
+
+impl EndOfFlow {
+    fn at(&self, since_start: Duration) {
+        self.ns.store(since_start.as_nanos() as u64 + 1, Relaxed);
+    }
 }
 
 /// What a session sends through.
@@ -499,12 +505,14 @@ impl<S: InProcess> Client for FlowClient<S> {
                 load.carry_out(&mut self.sender, step, &mut request, ready, Some(&mut reply)).await;
             reply.received = received;
             let since = received.saturating_duration_since(load.start);
-            self.ended.last_received.store(since.as_nanos() as u64 + 1, Relaxed);
+            self.ended.at(since);
             Some((sample, reply))
         })
     }
 
     fn wait_until(&self, due: Instant) -> BoxFuture<'_, ()> {
+        // A pause after the last answer is a part of the flow: what comes next is due after it.
+        self.ended.at(due.saturating_duration_since(self.load.start));
         Box::pin(self.load.wait_until(due))
     }
 
@@ -514,6 +522,14 @@ impl<S: InProcess> Client for FlowClient<S> {
 
     fn check(&self, name: &str, failure: Option<&dyn fmt::Display>) {
         self.load.checks.count(name, failure);
+    }
+}
+
+impl<S> Drop for FlowClient<S> {
+    fn drop(&mut self) {
+        if self.first_counts {
+            self.load.sink.unsent();
+        }
     }
 }
 
