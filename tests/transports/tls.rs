@@ -1,17 +1,24 @@
 //! Servers over TLS, with a certificate of their own making.
 
-use std::{io::Write, net::SocketAddr, sync::Arc};
+use std::{io::Write, net::SocketAddr, process::ExitCode, sync::Arc};
 
 use axum::{Router, http::Version, routing::get};
+use clap::{Args, Command, FromArgMatches};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
     service::TowerToHyperService,
 };
-use parallax_loadgen::{Http, LoadTest, UrlError, Wire, WireBuilder};
+use parallax_loadgen::{
+    Http, LoadTest, Report, UrlError, Wire, WireBuilder,
+    cli::{self, UrlArgs},
+};
 use rcgen::{CertificateParams, DnType, KeyPair};
 use tempfile::NamedTempFile;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, spawn_blocking},
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer},
@@ -163,5 +170,43 @@ fn ca_certificates_that_cannot_be_read_are_named() {
             matches!(&error, UrlError::Tls(text) if text.contains(path.to_str().expect("UTF-8")))
         );
         assert!(error.to_string().contains("give a file in PEM"), "{error}");
+    }
+}
+
+/// Runs `parallax run` with these flags, and returns its exit code and its report.
+async fn command(server: &Server, flags: &[&str]) -> (ExitCode, Option<Report>) {
+    let out = tempfile::tempdir().expect("a folder");
+    let url = format!("https://localhost:{}/", server.address.port());
+    let folder = out.path().to_str().expect("text");
+    let always = ["run", &url, "--out", folder, "--warmup", "0s", "--requests", "20", "--quiet"];
+    let matches =
+        UrlArgs::augment_args(Command::new("run")).get_matches_from([&always[..], flags].concat());
+    let args = UrlArgs::from_arg_matches(&matches).expect("the flags make sense");
+    let code = spawn_blocking(|| cli::run(args)).await.expect("it does not panic");
+    (code, Report::read(&out.path().join("report.json")).ok())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_believes_whom_its_flags_say_and_speaks_the_http_that_they_say() {
+    let server = Server::start(&["h2", "http/1.1"]).await;
+    let old = Server::start(&["http/1.1"]).await;
+    let ca = |server: &Server| server.certificate.path().to_str().expect("text").to_owned();
+    for (server, flags, bytes) in [
+        (&server, &["--ca", &ca(&server)][..], 1),
+        (&old, &["--ca", &ca(&old)], 3),
+        (&old, &["--insecure"], 3),
+        (&server, &["--insecure", "--http2"], 1),
+    ] {
+        let (code, report) = command(server, flags).await;
+        let run = &report.expect("it is written").runs[0];
+        assert_eq!(code, ExitCode::SUCCESS, "{flags:?} {:?}", run.errors);
+        assert_eq!(run.conservation.outcomes.ok, 20, "{flags:?} {:?}", run.errors);
+        assert_eq!(run.client.response_bytes, 20 * bytes, "{flags:?}");
+    }
+    for (server, flags) in [(&old, &["--ca", &ca(&server)][..]), (&old, &["--insecure", "--http2"])]
+    {
+        // Before anything is sent.
+        let (code, report) = command(server, flags).await;
+        assert_eq!((code, report.is_none()), (ExitCode::from(2), true), "{flags:?}");
     }
 }

@@ -186,9 +186,12 @@ async fn reach(mut wire: Wire, patience: Duration) -> Result<(), NoRun> {
         return Ok(());
     }
     Err(match answer {
-        Ok(Err(error)) => NoRun::usage(format_args!("{}; is the server up?", describe(&error))),
+        Ok(Err(error)) => NoRun::usage(format_args!(
+            "{}; nothing was sent: check the server and the URL",
+            describe(&error)
+        )),
         _ => NoRun::usage(format_args!(
-            "cannot connect to {} within {patience:?}; is the server up?",
+            "cannot connect to {} within {patience:?}; nothing was sent: check the server and the URL",
             wire.name()
         )),
     })

@@ -91,7 +91,8 @@ impl Tls {
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the server's certificate is not believed: {0}; trust its CA with ca_file, or anybody with insecure"
+    "the server's certificate is not believed: {0}; trust its CA with ca_file (--ca), or anybody with insecure \
+     (--insecure)"
 )]
 struct Untrusted(CertificateError);
 
@@ -102,7 +103,7 @@ fn system_roots() -> Result<RootCertStore, UrlError> {
     if roots.is_empty() {
         let why = found.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
         return Err(UrlError::Tls(format!(
-            "the operating system trusts no certificate at all{why}: name a CA with ca_file"
+            "the operating system trusts no certificate at all{why}: name a CA with ca_file (--ca)"
         )));
     }
     Ok(roots)

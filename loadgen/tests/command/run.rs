@@ -198,7 +198,10 @@ fn a_server_that_is_not_there_is_one_error_before_the_run() {
         let said = said(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(output.stdout.is_empty() && said.lines().count() == 1, "{said}");
-        assert!(said.contains("cannot connect to") && said.contains("is the server up?"), "{said}");
+        assert!(
+            said.contains("cannot connect to") && said.contains("check the server and the URL"),
+            "{said}"
+        );
         assert!(!folder.path().join("report.json").exists(), "there is nothing to report");
     }
 }
