@@ -302,6 +302,31 @@ fn secrets_are_sent_and_shown_nowhere() {
 }
 
 #[test]
+fn with_the_services_key_the_load_passes_its_limiter_and_is_seen_from_both_sides() {
+    let (server, folder) =
+        (Server::that_lets_tokens_by(KEY), tempfile::tempdir().expect("a folder"));
+    let url = server.at("/items/7");
+    let run = |key: Option<&str>| {
+        let mut command = command(&quickly(&url, folder.path(), &["--users", "2"]));
+        key.map(|key| command.env("PARALLAX_BYPASS_KEY", key));
+        let code = output(&mut command).status.code();
+        (code, report(folder.path())["runs"][0].take())
+    };
+    let (code, passed) = run(Some(KEY));
+    let counts = &passed["conservation"];
+    assert_eq!((code, &counts["ok"]), (Some(0), &counts["sent"]), "{counts}");
+    assert_eq!(&passed["pairs"]["paired"], &counts["sent"]);
+    assert_eq!(passed["client"]["routes"][0]["route"], "GET /items/{id}", "as the server calls it");
+    assert_eq!(passed["plan"]["bypasses_limiter"], true);
+    let (code, limited) = run(None);
+    let counts = &limited["conservation"];
+    assert_eq!((code, &counts["limited"]), (Some(97), &counts["sent"]), "{counts}");
+    // Another key than the service's is as good as none.
+    let (code, _) = run(Some("ci:0123456789abcdef0123456789abcdef"));
+    assert_eq!(code, Some(97));
+}
+
+#[test]
 fn a_token_is_good_for_as_long_as_the_run_may_take_and_for_its_method_alone() {
     let (server, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
     let keys = folder.path().join("keys");

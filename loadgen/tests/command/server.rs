@@ -13,10 +13,11 @@ use axum::{
     body::Bytes,
     extract::{Path, Request, State},
     http::{HeaderMap, Method, StatusCode},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
     routing::{any, get},
 };
+use parallax_middleware::{BypassPolicy, Perf, TokenCheck, TokenKeys};
 use tokio::{
     net::TcpListener,
     runtime::{Builder, Runtime},
@@ -54,9 +55,25 @@ impl Server {
         Self::with(Some(Stall { after, length, until: Mutex::new(None) }))
     }
 
+    /// One that limits everybody to no request at all, but for whoever has a token.
+    pub(crate) fn that_lets_tokens_by(key: &str) -> Self {
+        let keys = TokenKeys::parse(key).expect("it is a key");
+        let policy = BypassPolicy::in_process().tokens(TokenCheck::new(keys));
+        let perf = Perf::builder().server_timing(&policy).build();
+        let limiter = from_fn(|_: Request, _: Next| async { StatusCode::TOO_MANY_REQUESTS });
+        let app = Router::new()
+            .route("/items/{id}", get(|| async { "tea" }))
+            .layer(perf.bypass(policy).around(limiter))
+            .layer(perf.layer());
+        Self::of(app, Arc::default())
+    }
+
     fn with(stall: Option<Stall>) -> Self {
         let state = Arc::new(Seen { stall, ..Seen::default() });
-        let app = router(state.clone());
+        Self::of(router(state.clone()), state)
+    }
+
+    fn of(app: Router, state: Arc<Seen>) -> Self {
         let runtime = runtime();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
