@@ -405,3 +405,111 @@ async fn a_teardown_that_fails_costs_no_figure_and_is_told() {
     };
     assert_eq!((name.as_str(), why.as_str()), ("teardown", "the account stays"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flow_that_never_ends_by_itself_ends_with_the_run() {
+    let goes_on = |mut session: Session| async move {
+        loop {
+            session.send("again", get_request("/fast")).await?;
+            session.pause(millis(5)).await;
+        }
+    };
+    // Nor does it ever hear that the run is over.
+    let deaf = |mut session: Session| async move {
+        loop {
+            let _ = session.send("again", get_request("/fast")).await;
+            session.pause(millis(5)).await;
+        }
+    };
+    for open in [false, true] {
+        for scenario in
+            [Scenario::new().flow("on", 1, goes_on), Scenario::new().flow("deaf", 1, deaf)]
+        {
+            let test = LoadTest::new(app()).scenario(scenario).duration(millis(200));
+            let run = run(if open { test.rate(20) } else { test.users(4) }).await;
+            // At once, and every 5 ms from then on.
+            assert!((4..=4 * 41).contains(&run.conservation.sent), "{:?}", run.conservation);
+            assert_eq!(run.conservation.in_flight, 0);
+            let recorded = run.server.expect("the layer answered").routes[0].requests;
+            assert_eq!(recorded, run.conservation.sent, "the trial of the flow has ended too");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_counts_whatever_its_flow_waits_for_afterwards() {
+    let lingers = |mut session: Session| async move {
+        session.send("first", get_request("/fast")).await?;
+        sleep(Duration::from_secs(3_600)).await;
+        Ok(())
+    };
+    for open in [false, true] {
+        let scenario = Scenario::new().flow("lingers", 1, lingers);
+        let test = LoadTest::new(app()).scenario(scenario).timeout(millis(200));
+        let test = test.duration(millis(200));
+        let run = run(if open { test.rate(20) } else { test.users(4) }).await;
+        assert_eq!((run.conservation.outcomes.ok, run.conservation.in_flight), (4, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thinking_after_the_last_request_is_no_part_of_a_run_of_so_many() {
+    let test = LoadTest::new(app()).get("/fast").users(5).think_time(Duration::from_secs(2));
+    let run = run(test.requests(4)).await;
+    // Users begin 400 ms apart: the fourth asks after 1.2 s.
+    assert_eq!(run.conservation.outcomes.ok, 4);
+    assert!((1.2..1.9).contains(&run.measured_s), "{}", run.measured_s);
+}
+
+#[tokio::test]
+async fn a_user_who_still_waits_when_the_next_stage_wants_it_is_not_late() {
+    let slow = || async { sleep(millis(700)).await };
+    let router = Router::new().route("/", get(slow)).layer(Perf::new().layer());
+    let second = Duration::from_secs(1);
+    let stages = [
+        (Duration::ZERO, 1),
+        (second, 1),
+        (Duration::ZERO, 0),
+        (millis(100), 0),
+        (Duration::ZERO, 1),
+        (second, 1),
+    ];
+    let test = LoadTest::new(router).get("/").user_stages(stages).virtual_time();
+    let run = run(test).await;
+    // Due at 0, at 0.7 s, and at 1.4 s: not at 1.1 s, when its stage begins.
+    assert_eq!(run.conservation.outcomes.ok, 3);
+    let lag = run.client.lag.summary.max_us.expect("some");
+    assert!(lag <= 1_100.0, "{lag} µs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_fails_in_the_setup_fails_it() {
+    let scenario = Scenario::new()
+        .setup(|mut session| async move {
+            let reply = session.send("log in", get_request("/fast")).await?;
+            session.check("logged in", reply.status == StatusCode::CREATED);
+            Ok(())
+        })
+        .step("fast", 1, |_| get_request("/fast"));
+    let result = LoadTest::new(app()).scenario(scenario).run().await;
+    let Err(LoadTestError::Setup(reason)) = result else { panic!("{result:?}") };
+    assert_eq!(reason, "logged in: it does not hold");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_stopped_during_its_setup_is_interrupted_and_reports() {
+    let stop = Stop::new();
+    let stopping = stop.clone();
+    let scenario = Scenario::new()
+        .setup(move |_| {
+            let stop = stopping.clone();
+            async move {
+                stop.stop();
+                sleep(Duration::from_secs(3_600)).await;
+                Ok(())
+            }
+        })
+        .step("fast", 1, |_| get_request("/fast"));
+    let run = run(LoadTest::new(app()).scenario(scenario).users(2).stop_on(&stop)).await;
+    assert!(run.interrupted);
+}

@@ -52,6 +52,8 @@ pub(crate) struct Tally {
     empty: Slots,
     /// Since the last look of the live display.
     recent: LatencyHistogram,
+    /// When the last request ended.
+    last_end: Duration,
     finished: ClientOutcomes,
 }
 
@@ -136,6 +138,7 @@ impl Tally {
             timeline,
             watches,
             recent: LatencyHistogram::new(),
+            last_end: Duration::ZERO,
             finished: ClientOutcomes::default(),
         }
     }
@@ -162,6 +165,7 @@ impl Tally {
         row.outcomes.add(outcome);
         row.bytes += sample.answer.bytes;
         self.finished.add(outcome);
+        self.last_end = self.last_end.max(sample.intended + response_time);
         self.lag.record(sample.lag);
         self.timeline.add(sample.intended, ok.then_some(response_time));
         if ok {
@@ -259,6 +263,10 @@ impl Tally {
         }
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
         timelines.chain([&mut self.timeline]).for_each(|slots| slots.close(end));
+    }
+
+    pub(crate) fn last_end(&self) -> Duration {
+        self.last_end
     }
 
     /// How the finished requests ended.

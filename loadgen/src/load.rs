@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    future::pending,
     sync::{
         Arc,
         atomic::{
@@ -18,6 +19,7 @@ use http::{Request, Version};
 use parallax_middleware::{LoadMark, Probe, ProbeSource};
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     task::{coop::consume_budget, yield_now},
     time::{Instant, sleep, sleep_until},
 };
@@ -73,6 +75,8 @@ pub(crate) struct Load<S> {
     pub(crate) tickets: Option<AtomicU64>,
     /// Arrivals whose requests, or flows, are not over.
     pub(crate) under_way: AtomicU64,
+    /// The drain is over: what is not, is dropped.
+    pub(crate) given_up: Stop,
     /// Nobody waits for the phase any more: its threads must end.
     pub(crate) abandoned: AtomicBool,
     pub(crate) stage: Stage,
@@ -122,12 +126,19 @@ impl<S: InProcess> Load<S> {
     pub(crate) fn is_stopped(&self) -> bool {
         let in_vain = |watch: &Watch| watch.saw_outside() || watch.stands_still();
         self.stop.is_stopped()
+            || self.given_up.is_stopped()
             || self.abandoned.load(Relaxed)
             || self.watch.as_ref().is_some_and(in_vain)
     }
 
     fn is_over(&self, ready: Instant) -> bool {
         ready >= self.end || self.is_stopped()
+    }
+
+    /// Have as many requests as were wanted their answers?
+    pub(crate) fn all_answered(&self) -> bool {
+        let wanted = self.tickets.as_ref().and(self.plan.requests);
+        wanted.is_some_and(|wanted| self.sink.total_finished() >= wanted)
     }
 
     /// Is there nothing left to be sent?
@@ -149,19 +160,18 @@ impl<S: InProcess> Load<S> {
         let mut random = self.stream(user);
         let mut sender = self.sender();
         let population = users.peak().max(1.0);
+        // Since when it has no answer to wait for.
+        let mut free = self.start;
         for (from, to) in users.above(user as f64) {
             let leaves = (self.start + to).min(self.end);
             // A user is ready when it comes, and when it has thought. Those who are there from the beginning begin
             // in the middle of a thought, each at another point of it: in step they would come in waves.
-            let mut ready = self.start + from;
+            let mut ready = (self.start + from).max(free);
             if from.is_zero() {
                 ready +=
                     pause.mean().max(pacing.unwrap_or_default()).mul_f64(user as f64 / population);
             }
             self.wait_until(ready).await;
-            if ready == self.start {
-                ready = Instant::now();
-            }
             while ready < leaves && !self.is_over(ready) && !self.is_done() {
                 let began = ready;
                 let (step, drawn) = self.plan.scenario.draw(&mut random);
@@ -188,6 +198,7 @@ impl<S: InProcess> Load<S> {
                         }
                     }
                 };
+                free = received;
                 ready = received + pause.draw(&mut random);
                 if let Some(pacing) = pacing {
                     ready = ready.max(began + *pacing);
@@ -224,28 +235,41 @@ impl<S: InProcess> Load<S> {
         first_counts: bool,
     ) -> Option<Instant> {
         let state = State::new(self.values.clone());
+        let last = Last { load: &*self, state: state.clone() };
         let ended = Arc::new(EndOfFlow::default());
-        let client = FlowClient {
-            sender: self.sender(),
-            load: self.clone(),
-            first_counts,
-            ended: ended.clone(),
-        };
-        let result = flow(Session::new(Box::new(client), ready, random, state.clone())).await;
-        let mut last = state.pending().take();
-        if let Err(error) = &result
+        let client = self.flow_client(first_counts, &ended);
+        let session = Session::new(Box::new(client), ready, random, state.clone());
+        if let Err(error) = self.go_through(flow, session, &ended).await
             && let Some(reason) = error.uncounted()
         {
             self.checks.count("the flow goes on", Some(&reason));
-            if let Some(sample) = &mut last {
+            if let Some(sample) = &mut *state.pending() {
                 sample.answer.fail_check();
             }
         }
-        if let Some(sample) = last {
-            self.keep(sample);
-        }
+        drop(last);
         let ns = ended.ns.load(Relaxed);
         (ns > 0).then(|| self.start + Duration::from_nanos(ns - 1))
+    }
+
+    fn flow_client(self: &Arc<Self>, first_counts: bool, ended: &Arc<EndOfFlow>) -> FlowClient<S> {
+        FlowClient { sender: self.sender(), load: self.clone(), first_counts, ended: ended.clone() }
+    }
+
+    /// Runs a flow until it ends, or until it has been told that the load is over and goes on all the same, or
+    /// until nobody waits for it any more. Then it is dropped.
+    async fn go_through(
+        &self,
+        flow: &Flow,
+        session: Session,
+        ended: &EndOfFlow,
+    ) -> Result<(), FlowError> {
+        tokio::select! {
+            biased;
+            result = flow(session) => result,
+            () = ended.told_twice.notified() => Ok(()),
+            () = self.given_up.stopped() => Ok(()),
+        }
     }
 
     /// Runs a flow that counts in no figure; what it set.
@@ -253,15 +277,15 @@ impl<S: InProcess> Load<S> {
         self: Arc<Self>,
         flow: &Flow,
     ) -> Result<BTreeMap<String, String>, FlowError> {
-        let state = State::new(self.values.clone());
-        let client = FlowClient {
-            sender: self.sender(),
-            load: self.clone(),
-            first_counts: false,
-            ended: Arc::default(),
-        };
+        let (state, ended) = (State::new(self.values.clone()), Arc::default());
+        let client = self.flow_client(false, &ended);
         let random = stream(self.plan.seed, "aside", 0);
-        flow(Session::new(Box::new(client), Instant::now(), random, state.clone())).await?;
+        let session = Session::new(Box::new(client), Instant::now(), random, state.clone());
+        self.go_through(flow, session, &ended).await?;
+        if let Some(check) = self.checks.all().into_iter().find(|check| check.failed > 0) {
+            let why = check.first_failure.unwrap_or_else(|| "it does not hold".to_owned());
+            return Err(FlowError::new(format!("{}: {why}", check.name)));
+        }
         let values = std::mem::take(&mut *state.values());
         Ok(values)
     }
@@ -293,6 +317,7 @@ impl<S: InProcess> Load<S> {
         let timeout = self.plan.timeout;
         let dispatched = Instant::now();
         let (service, failures) = (&mut sender.service, &self.failures);
+        let is_flow = reply.is_some();
         let mut told = None;
         let wanted = Wanted { reply, told: self.told.is_some().then_some(&mut told) };
         let mut answer = match &self.host {
@@ -321,8 +346,11 @@ impl<S: InProcess> Load<S> {
             if answer.io_refused {
                 watch.see_outside();
             }
-            if let Workload::Closed { users, .. } = &self.workload {
-                watch.answered(received, users.peak() as usize);
+            match &self.workload {
+                Workload::Closed { users, .. } => watch.answered(received, users.peak() as usize),
+                // Only a flow can go on and on.
+                Workload::Open(_) if is_flow => watch.answered(received, self.plan.max_in_flight),
+                Workload::Open(_) => {}
             }
         }
         if service_time > timeout {
@@ -434,7 +462,7 @@ impl<S: InProcess> UnderWay<S> {
     /// One arrival of an open workload, whose first request counts as sent already.
     pub(crate) async fn arrival(self, n: u64, intended: Duration) {
         let load = &self.load;
-        if load.abandoned.load(Relaxed) {
+        if load.abandoned.load(Relaxed) || load.given_up.is_stopped() {
             // The phase ended before the runtime got round to this arrival: it stays in flight.
             return;
         }
@@ -465,11 +493,41 @@ impl<S> Drop for UnderWay<S> {
 #[derive(Debug, Default)]
 struct EndOfFlow {
     ns: AtomicU64,
+    /// How often it was told that nothing is sent any more.
+    told: AtomicU64,
+    told_twice: Notify,
 }
 
 impl EndOfFlow {
     fn at(&self, since_start: Duration) {
         self.ns.store(since_start.as_nanos() as u64 + 1, Relaxed);
+    }
+
+    /// Tells a flow that the load is over. The first time, for it to end as it likes; one that asks again is held
+    /// until it is dropped, or it would ask for ever.
+    async fn tell(&self) {
+        if self.told.fetch_add(1, Relaxed) == 0 {
+            yield_now().await;
+        } else {
+            self.told_twice.notify_one();
+            pending::<()>().await;
+        }
+    }
+}
+
+/// Keeps the last request of a flow, whatever ends that: also if it is dropped while it waits for something of its
+/// own.
+struct Last<'a, S: InProcess> {
+    load: &'a Load<S>,
+    state: Arc<State>,
+}
+
+impl<S: InProcess> Drop for Last<'_, S> {
+    fn drop(&mut self) {
+        let last = self.state.pending().take();
+        if let Some(sample) = last {
+            self.load.keep(sample);
+        }
     }
 }
 
@@ -495,6 +553,7 @@ impl<S: InProcess> Client for FlowClient<S> {
             let counted = std::mem::take(&mut self.first_counts);
             if !counted {
                 if load.is_over(ready) || !load.take_ticket() {
+                    self.ended.tell().await;
                     return None;
                 }
                 load.sink.sent();
@@ -513,7 +572,12 @@ impl<S: InProcess> Client for FlowClient<S> {
     fn wait_until(&self, due: Instant) -> BoxFuture<'_, ()> {
         // A pause after the last answer is a part of the flow: what comes next is due after it.
         self.ended.at(due.saturating_duration_since(self.load.start));
-        Box::pin(self.load.wait_until(due))
+        Box::pin(async move {
+            if self.load.is_over(Instant::now()) {
+                self.ended.tell().await;
+            }
+            self.load.wait_until(due).await;
+        })
     }
 
     fn keep(&self, sample: Sample) {

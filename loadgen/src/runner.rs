@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::pending,
     io,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
@@ -135,7 +136,15 @@ pub(crate) async fn run<S: InProcess>(
     };
     if let Some(setup) = plan.scenario.setup_flow() {
         let load = Arc::new(phase.load(Stage::WarmUp, MAX_TIME, Timer::Runtime));
-        phase.values = load.run_aside(setup).await.map_err(RunError::Setup)?;
+        tokio::select! {
+            values = load.run_aside(setup) => match values {
+                Ok(values) => phase.values = values,
+                // Whoever stops a run wants no setup either.
+                Err(_) if stop.is_stopped() => {}
+                Err(error) => return Err(RunError::Setup(error)),
+            },
+            () = stop.stopped() => {}
+        }
     }
     tokio::select! {
         () = phase.preflight() => {}
@@ -287,6 +296,7 @@ impl<S: InProcess> Phase<'_, S> {
             end: start + duration,
             tickets: self.plan.requests.filter(|_| measured).map(AtomicU64::new),
             under_way: AtomicU64::new(0),
+            given_up: Stop::new(),
             abandoned: AtomicBool::new(false),
             stage,
         }
@@ -316,9 +326,11 @@ impl<S: InProcess> Phase<'_, S> {
             }
         }
         if let Some(flow) = plan.scenario.any_flow() {
-            let load = Arc::new(self.load(Stage::WarmUp, MAX_TIME, Timer::Hurried));
-            // Whether it goes well is for the run to show.
-            let _ = load.run_aside(flow).await;
+            // A request shows who answers; whether the flow goes well is for the run to show.
+            let one = Some(AtomicU64::new(1));
+            let load = self.load(Stage::WarmUp, MAX_TIME, Timer::Hurried);
+            let load = Arc::new(Load { tickets: one, ..load });
+            let _ = timeout(plan.timeout + DRAIN_GRACE, load.run_aside(flow)).await;
         }
     }
 
@@ -349,19 +361,23 @@ impl<S: InProcess> Phase<'_, S> {
                 return Err(error);
             }
         };
-        // From here on nothing is pushed but by requests that outlived the drain; they stay in flight.
-        let in_flight = load.sink.in_flight();
-        let after = load.probes.answered_by().map(Perf::snapshot);
         let resources = collector.finish().await;
+        let after = load.probes.answered_by().map(Perf::snapshot);
         let server = match (before, after) {
             (Some(before), Some(after)) => Some(after.since(&before)),
             // Met only now: what it counted before cannot be told from what it counted since.
             (None, _) | (Some(_), None) => None,
         };
         let sent = load.sink.total_sent();
-        let interrupted = load.stop.is_stopped() && dispatched.ended < load.end;
-        let measured = dispatched.ended.min(load.end).saturating_duration_since(load.start);
         let mut tally = std::mem::replace(&mut *load.tally.lock(), Tally::new(self.plan, duration));
+        // What ends from here on has outlived the drain, and stays in flight.
+        let in_flight = sent.saturating_sub(tally.outcomes().total());
+        let all_answered =
+            self.plan.requests.is_some_and(|wanted| tally.outcomes().total() >= wanted);
+        let interrupted = load.stop.is_stopped() && dispatched.ended < load.end && !all_answered;
+        let measured = dispatched.ended.min(load.end).saturating_duration_since(load.start);
+        // So many requests took until the last of them was answered, not until somebody noticed.
+        let measured = if all_answered { measured.min(tally.last_end()) } else { measured };
         let server_names = load.server_names();
         tally.close(measured, server_names.as_ref());
         let (paced, dropped) = (dispatched.paced, dispatched.dropped);
@@ -412,12 +428,15 @@ async fn run_closed<S: InProcess>(
     tokio::select! {
         () = sleep_until(load.end) => {}
         () = load.stop.stopped() => {}
-        // Users end by themselves only if there is nothing left to do.
-        () = join_all(&mut tasks), if load.tickets.is_some() || load.watch.is_some() => {}
+        () = all_answered(load) => {}
+        // Users end by themselves only if virtual time is in vain.
+        () = join_all(&mut tasks), if load.watch.is_some() => {}
     }
     let ended = end_sending(load, stage);
-    let deadline = ended + load.plan.timeout + DRAIN_GRACE;
+    let deadline =
+        if load.all_answered() { ended } else { ended + load.plan.timeout + DRAIN_GRACE };
     if timeout_at(deadline, join_all(&mut tasks)).await.is_err() {
+        load.given_up.stop();
         // Requests that are still out count as in flight. One that blocks its thread cannot be waited for.
         let _ = timeout(DRAIN_GRACE, tasks.shutdown()).await;
     }
@@ -451,13 +470,29 @@ async fn run_open<S: InProcess>(
     tokio::select! {
         () = sleep_until(load.end) => {}
         () = load.stop.stopped() => {}
-        () = drained(load), if load.tickets.is_some() => {}
+        () = all_answered(load) => {}
     }
     let ended = end_sending(load, stage);
-    let _ = timeout_at(ended + load.plan.timeout + DRAIN_GRACE, drained(load)).await;
+    let deadline =
+        if load.all_answered() { ended } else { ended + load.plan.timeout + DRAIN_GRACE };
+    let drained_in_time = timeout_at(deadline, drained(load)).await;
     // What the runtime has not begun by now it must not begin in the next phase.
-    load.abandoned.store(true, Relaxed);
+    load.given_up.stop();
+    if drained_in_time.is_err() {
+        // Flows that wait for something of their own are dropped, which takes a moment.
+        let _ = timeout(DRAIN_GRACE, drained(load)).await;
+    }
     Ok(Dispatched { paced, dropped, ended })
+}
+
+/// Waits for the answer to the last of so many requests as were wanted; for ever, if none were counted.
+async fn all_answered<S: InProcess>(load: &Load<S>) {
+    if load.tickets.is_none() {
+        pending::<()>().await;
+    }
+    while !load.all_answered() {
+        sleep(Duration::from_millis(1)).await;
+    }
 }
 
 async fn drained<S: InProcess>(load: &Load<S>) {

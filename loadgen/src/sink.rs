@@ -138,6 +138,12 @@ impl Sink {
         self.shards.iter().map(|shard| shard.sent.load(Relaxed)).sum()
     }
 
+    /// Requests that have ended, but those that were taken back.
+    pub(crate) fn total_finished(&self) -> u64 {
+        let finished: u64 = self.shards.iter().map(|shard| shard.finished.load(Acquire)).sum();
+        finished.saturating_sub(self.total_unsent())
+    }
+
     /// Requests handed to the target and not finished.
     pub(crate) fn in_flight(&self) -> u64 {
         // Finished first: in between, requests can only be sent. Whoever sees one finished sees what the
