@@ -128,11 +128,15 @@ fn compile(text: &str, path: &Path, env: Env<'_>) -> Result<Scenario, ScriptErro
     }
     for (name, weight, steps) in mix.members {
         scenario = match steps.alone() {
-            Some((request, data)) => scenario.step(&name, weight, move |random| {
-                let rows: Option<Vec<_>> = data.iter().map(|data| data.pick(random)).collect();
-                let mut known = Known { values: &[], rows: &rows.unwrap_or_default(), random };
-                // That nothing can go wrong with it was found when the file was read.
-                request.build(&mut known).expect("the request is certain")
+            Some((request, data)) => scenario.step(&name, weight, {
+                let hidden = secrets.clone();
+                move |random| {
+                    let rows: Option<Vec<_>> = data.iter().map(|data| data.pick(random)).collect();
+                    let mut known = Known { values: &[], rows: &rows.unwrap_or_default(), random };
+                    // That nothing can go wrong with it was found when the file was read.
+                    let built = request.build(&mut known, &hidden);
+                    built.expect("the request is certain")
+                }
             }),
             None => {
                 let program = steps.program(Kind::Flow, &setup_leaves, BTreeMap::new(), &secrets);

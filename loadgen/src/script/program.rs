@@ -105,8 +105,7 @@ impl Program {
             session.pause(pause).await;
         }
         let mut known = Known { values, rows, random: session.random() };
-        let request = step.request.build(&mut known);
-        let request = request.map_err(|why| stop(self.secrets.hide(&why)))?;
+        let request = step.request.build(&mut known, &self.secrets).map_err(stop)?;
         let reply = session.send(&step.name, request).await?;
         let answer = Answer::new(&reply);
         let mut held = true;

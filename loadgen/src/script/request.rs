@@ -9,6 +9,7 @@ use super::{
     error::Source,
     json::Json,
     scope::Scope,
+    secrets::Secrets,
     table,
     template::{Encoding, Known, Template, push_encoded},
 };
@@ -61,13 +62,17 @@ impl Blueprint {
         Self { method, path, headers, body, certain }
     }
 
-    /// The request, or else why there is none.
-    pub(super) fn build(&self, known: &mut Known<'_>) -> Result<Request<Bytes>, String> {
+    /// The request, or else why there is none, with nothing secret in it.
+    pub(super) fn build(
+        &self,
+        known: &mut Known<'_>,
+        secrets: &Secrets,
+    ) -> Result<Request<Bytes>, String> {
         let mut request = Request::new(Bytes::new());
         request.method_mut().clone_from(&self.method);
         *request.uri_mut() = match &self.path {
             Made::Once(uri) => uri.clone(),
-            Made::EachTime(template) => uri(&template.render(Encoding::Path, known))?,
+            Made::EachTime(template) => uri(&template.render(Encoding::Path, known), secrets)?,
         };
         request.headers_mut().reserve(self.headers.len());
         for (name, value) in &self.headers {
@@ -76,6 +81,7 @@ impl Blueprint {
                 Made::EachTime(template) => {
                     let text = template.render(Encoding::Plain, known);
                     header_value(template, &text).ok_or_else(|| {
+                        let text = secrets.hide(&text);
                         format!("the header {name} cannot be {text:?}: it has a control character")
                     })?
                 }
@@ -95,8 +101,10 @@ impl Blueprint {
 }
 
 /// The path and query of a path, or of a whole URL, as a `location` may be one.
-fn uri(text: &str) -> Result<Uri, String> {
+fn uri(text: &str, secrets: &Secrets) -> Result<Uri, String> {
     let parsed: Result<Uri, _> = text.parse();
+    // Hidden first: as `{:?}` escapes a secret, it is another text.
+    let text = secrets.hide(text);
     match parsed.map(Uri::into_parts) {
         Ok(parts) => match parts.path_and_query {
             Some(path) if path.as_str().starts_with('/') => Ok(path.into()),
@@ -151,7 +159,7 @@ fn path(
     if let Some(wrong) = wrong {
         // The value may be secret: the path is told as it is written.
         source.wrong(at, format!("{who} has the path {text:?}; {wrong}"));
-    } else if let Some(Ok(uri)) = constant.as_deref().map(uri) {
+    } else if let Some(Ok(uri)) = constant.as_deref().map(|path| uri(path, &Secrets::default())) {
         return Made::Once(uri);
     }
     Made::EachTime(template)
@@ -264,4 +272,31 @@ fn form(fields: &[(String, Template)], mut value: impl FnMut(&Template) -> Strin
         text.push_str(&value(template));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{random::stream, script::template::Part};
+
+    #[test]
+    fn why_there_is_no_request_shows_no_secret_whatever_characters_it_has() {
+        let value = "a\"b\\c\td\u{7}";
+        let mut secrets = Secrets::default();
+        secrets.add("KEY", value);
+        let secret = Template { parts: vec![Part::Constant(value.into())], secret: true };
+        let blueprint = Blueprint {
+            method: Method::GET,
+            path: Made::Once(Uri::from_static("/")),
+            headers: vec![(header::COOKIE, Made::EachTime(secret))],
+            body: Body::Once(Bytes::new()),
+            certain: false,
+        };
+        let mut random = stream(1, "", 0);
+        let mut known = Known { values: &[], rows: &[], random: &mut random };
+        let header = blueprint.build(&mut known, &secrets).expect_err("it is no value of a header");
+        for why in [header, uri(value, &secrets).expect_err("it is no path")] {
+            assert!(why.contains("\"{{env.KEY}}\"") && !why.contains("b\\"), "{why}");
+        }
+    }
 }
