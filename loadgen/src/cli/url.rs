@@ -18,7 +18,7 @@ use super::{
 use crate::{
     failures::describe,
     load_test::LoadTest,
-    transport::{Http, Transport, Wire, WireBuilder},
+    transport::{Http, Transport, UrlError, Wire, WireBuilder},
 };
 
 /// What opening a connection may take before a run, at most.
@@ -96,8 +96,8 @@ async fn drive(args: UrlArgs) -> Result<ExitCode, NoRun> {
             (server, vec![path])
         }
     };
+    let mut wire = args.tls(server_at(&server, &args.url)?)?;
     let scenario = load.scenario(&paths)?;
-    let mut wire = args.tls(Wire::url(&server)?)?;
     if args.http2 {
         wire = wire.http(Http::Two);
     }
@@ -139,6 +139,11 @@ impl UrlArgs {
     fn tls(&self, wire: WireBuilder) -> Result<WireBuilder, NoRun> {
         Ok(wire)
     }
+}
+
+/// The server of `url`. An error is about the whole URL, which tells where a password may be in it.
+fn server_at(server: &str, url: &str) -> Result<WireBuilder, UrlError> {
+    Wire::url(server).map_err(|error| Wire::url(url).err().unwrap_or(error))
 }
 
 /// The server of a URL, and what is asked of it.
@@ -212,6 +217,15 @@ mod tests {
             ("localhost:3000", "localhost:3000", "/"),
         ] {
             assert_eq!(divided(url), (server.to_owned(), path.to_owned()), "{url}");
+        }
+    }
+
+    #[test]
+    fn no_error_shows_a_part_of_a_password() {
+        for url in ["http://me:se/cret@h:1/", "http://me:se?cret@h", "http://me:se#cret@h"] {
+            let (server, _) = divided(url);
+            let error = server_at(&server, url).expect_err(url).to_string();
+            assert!(error.starts_with("\"http://…\" is no URL"), "{error}");
         }
     }
 }

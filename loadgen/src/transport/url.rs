@@ -30,8 +30,7 @@ impl Target {
         if let Some(rest) = url.strip_prefix("unix:") {
             return Self::unix(url, rest);
         }
-        let shown = without_userinfo(url);
-        let no_url = || UrlError::NoUrl(shown.clone());
+        let no_url = || UrlError::NoUrl(without_secrets(url));
         let uri: Uri = url.parse().map_err(|_| no_url())?;
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
             return Err(no_url());
@@ -42,8 +41,13 @@ impl Target {
         if authority.host().is_empty() {
             return Err(no_url());
         }
+        // What stands before an unencoded "/" of a password looks like a host and a port.
+        let has_port = !authority.as_str().ends_with(authority.host());
+        if has_port && authority.port_u16().is_none() {
+            return Err(no_url());
+        }
         if uri.query().is_some() || url.contains('#') {
-            return Err(UrlError::MoreThanAPath(shown));
+            return Err(UrlError::MoreThanAPath(without_secrets(url)));
         }
         let (userinfo, host) = match authority.as_str().rsplit_once('@') {
             Some((userinfo, host)) => (Some(userinfo), host),
@@ -55,7 +59,7 @@ impl Target {
             prefix: uri.path().trim_end_matches('/').to_owned(),
             authorization: userinfo.and_then(basic),
             socket: None,
-            name: shown,
+            name: without_userinfo(url),
         })
     }
 
@@ -101,7 +105,7 @@ fn basic(userinfo: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// A URL that may be shown: passwords are not.
+/// A URL that was read, as it may be shown: passwords are not.
 fn without_userinfo(url: &str) -> String {
     let begin = url.find("://").map_or(0, |at| at + 3);
     let end = url[begin..].find(['/', '?', '#']).map_or(url.len(), |at| begin + at);
@@ -109,6 +113,13 @@ fn without_userinfo(url: &str) -> String {
         Some(at) => format!("{}{}", &url[..begin], &url[begin + at + 1..]),
         None => url.to_owned(),
     }
+}
+
+/// A URL that cannot be used, as an error may show it. Where a password ends in it is not certain, so nothing is shown
+/// of one that may hold any.
+fn without_secrets(url: &str) -> String {
+    let scheme = ["http://", "https://"].into_iter().find(|scheme| url.starts_with(scheme));
+    if url.contains('@') { format!("{}…", scheme.unwrap_or_default()) } else { url.to_owned() }
 }
 
 /// A URL that cannot be loaded, or its TLS that cannot be set up.
@@ -181,9 +192,17 @@ mod tests {
         assert!(sent.is_sensitive());
         assert_eq!(target.authority, "example.org");
         assert_eq!(target.name, "http://example.org/x");
-        for bad in ["ftp://me:secret@host/", "http://me:secret@/", "http://me:secret@host/?q"] {
-            let error = Target::parse(bad).expect_err("it is none").to_string();
-            assert!(!error.contains("secret"), "{error}");
+        for bad in [
+            "ftp://me:secret@host/",
+            "http://me:secret@/",
+            "http://me:secret@host/?q",
+            "http://me:se/cret@127.0.0.1:1/",
+            "http://me:se?cret@host",
+            "http://me:12#secret@host",
+            "me:secret@host:1",
+        ] {
+            let error = Target::parse(bad).expect_err(bad).to_string();
+            assert!(!["secret", "cret", "me:"].iter().any(|part| error.contains(part)), "{error}");
         }
     }
 
@@ -197,6 +216,8 @@ mod tests {
             "ftp://host",
             "http://",
             "http://a b",
+            "http://host:port/",
+            "http://[::1]:65536/",
             "unix:",
             "unix:run/app.sock",
             "unix:/run/",
