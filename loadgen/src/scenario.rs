@@ -229,7 +229,7 @@ struct Names {
     by_name: HashMap<Arc<str>, u32>,
 }
 
-/// Names past this many share the last one: a flow that puts an id into a name must not fill the memory.
+/// Names of flows past this many share one: a flow that puts an id into a name must not fill the memory.
 const MAX_NAMES: usize = 1_000;
 const OTHER: &str = "(other)";
 
@@ -252,11 +252,10 @@ impl StepNames {
         if let Some(number) = find(&names) {
             return number;
         }
-        match names.in_order.len() {
-            n if n < MAX_NAMES => names.add(name.into()),
-            n if n == MAX_NAMES => names.add(OTHER.into()),
-            n => n as u32 - 1,
+        if names.in_order.len() < MAX_NAMES {
+            return names.add(name.into());
         }
+        names.by_name.get(OTHER).copied().unwrap_or_else(|| names.add(OTHER.into()))
     }
 
     pub(crate) fn name(&self, number: u32) -> Option<Arc<str>> {
@@ -327,5 +326,14 @@ mod tests {
         let last = names.number("one more");
         assert_eq!(names.name(last).as_deref(), Some(OTHER));
         assert_eq!((names.number("read"), last as usize), (3, MAX_NAMES));
+    }
+
+    #[test]
+    fn a_mix_of_more_steps_than_the_limit_lends_no_name_to_its_flows() {
+        let step = |mix: Scenario, n| mix.step(&format!("step {n}"), 1, |_| Request::default());
+        let names = StepNames::of(&(0..MAX_NAMES + 7).fold(Scenario::new(), step));
+        let of_flow = names.number("GET /items/1");
+        assert_eq!(names.name(of_flow).as_deref(), Some(OTHER));
+        assert_eq!(names.number("GET /items/2"), of_flow);
     }
 }
