@@ -52,7 +52,9 @@ impl Shape {
         requests: Option<u64>,
     ) -> Result<Shaped, PlanError> {
         let measurable = |duration: Duration| match duration {
-            short if short < MIN_DURATION && requests.is_none() => Err(PlanError::TooShort(short)),
+            short if short.is_zero() || (short < MIN_DURATION && requests.is_none()) => {
+                Err(PlanError::TooShort(short))
+            }
             long if long > MAX_TIME => Err(PlanError::TooLong(long)),
             duration => Ok(duration),
         };
@@ -122,7 +124,8 @@ impl Shape {
             Self::Replay(starts) => {
                 let first = *starts.first().ok_or(PlanError::NothingToReplay)?;
                 let replay: Vec<Duration> = starts.into_iter().map(|at| at - first).collect();
-                let all = replay.last().copied().unwrap_or_default() + Duration::from_nanos(1);
+                let all = replay.last().copied().unwrap_or_default();
+                let all = all.saturating_add(Duration::from_nanos(1));
                 let duration = measurable(duration.unwrap_or(all.max(MIN_DURATION)))?;
                 let taken = replay.iter().filter(|at| **at < duration).count();
                 let first_level = taken as f64 / duration.as_secs_f64();
@@ -203,11 +206,21 @@ mod tests {
             (Shape::UserStages(Vec::new()), "at least 100ms"),
             (Shape::Spike { base: 0.0, peak: 5.0 }, "above 0"),
             (Shape::Replay(Vec::new()), "one a line"),
+            (Shape::Replay(vec![Duration::ZERO, Duration::MAX]), "longer than a year"),
         ] {
             let error = error(shape.clone(), None);
             assert!(error.contains(words), "{shape:?}: {error}");
         }
         let short = error(Shape::Users(1), Some(Duration::from_millis(99)));
         assert!(short.contains("at least 100ms"), "{short}");
+        let none = Some(Duration::ZERO);
+        for (shape, duration) in [
+            (Shape::UserStages(vec![(Duration::ZERO, 5.0)]), None),
+            (Shape::Replay(vec![SECOND]), none),
+            (Shape::Users(1), none),
+        ] {
+            let zero = shape.work_out(duration, Some(100)).expect_err("it has no length");
+            assert!(matches!(zero, PlanError::TooShort(_)), "{zero}");
+        }
     }
 }
