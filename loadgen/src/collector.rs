@@ -110,8 +110,7 @@ impl Tally {
         let (slot, block_width) = if plan.requests.is_some() {
             (SHORTEST_SLOT, SHORTEST_SLOT)
         } else {
-            let width = window_width(duration).max(duration / MAX_SLOTS as u32);
-            (width, duration / BLOCKS as u32)
+            (slot_width(duration), duration / BLOCKS as u32)
         };
         let timeline = Slots::new(duration, slot);
         let mut watches: Vec<Watch> = Vec::new();
@@ -178,7 +177,8 @@ impl Tally {
         let outside = sample.server.as_ref().map(|server| {
             self.seen_by_server += 1;
             let outside = sample.service_time.checked_sub(server.server_time);
-            // Both ends are read from one clock, so the layer's interval lies within the client's.
+            // The layer's interval lies within the client's. In one process both are read from one clock; what is
+            // told over a connection is from the server's clock, and as true as the server is.
             self.negative_pairs += u64::from(outside.is_none());
             outside.unwrap_or_default()
         });
@@ -310,6 +310,12 @@ impl Row {
         self.outside.merge(&other.outside);
         self.parts.merge(&other.parts);
     }
+}
+
+/// Of a run that lasts for `duration`. Rounded up, so that its last moment is in the last slot.
+fn slot_width(duration: Duration) -> Duration {
+    let rounding = Duration::from_nanos(MAX_SLOTS as u64 - 1);
+    window_width(duration).max((duration + rounding) / MAX_SLOTS as u32)
 }
 
 /// The metric whose slots a threshold needs: rates and error ratios are counted with any.
@@ -478,7 +484,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn slots(duration: Duration) -> Slots {
-        Slots::new(duration, window_width(duration).max(duration / MAX_SLOTS as u32))
+        Slots::new(duration, slot_width(duration))
     }
 
     #[test]
@@ -493,6 +499,14 @@ mod tests {
             let last = slots.until(planned).last().expect("some");
             assert_eq!(last.window.ok.count(), 1);
         }
+    }
+
+    #[test]
+    fn a_length_that_slots_do_not_divide_is_not_cut_into_half_as_many() {
+        let planned = Duration::from_millis(300_001);
+        let mut slots = slots(planned);
+        slots.close(planned);
+        assert_eq!(slots.until(planned).count(), MAX_SLOTS);
     }
 
     #[test]
