@@ -243,7 +243,8 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
         broken(
             "negative_outside",
             format!(
-                "{} of {} requests took longer inside the layer than for the client, which cannot be",
+                "{} of {} requests took longer inside the layer than for the client: over a connection the \
+                     server's clock is wrong, or what it tells; in one process this cannot be",
                 tally.negative_pairs, tally.seen_by_server
             ),
         );
