@@ -427,7 +427,7 @@ impl<S: InProcess> LoadTest<S> {
     /// ```
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// As [`run`](Self::run). The first error ends it, and what the transports before it gave is lost.
     ///
     /// # Cancel safety
     /// As [`run`](Self::run).

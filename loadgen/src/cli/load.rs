@@ -256,11 +256,18 @@ impl LoadArgs {
         Ok(scenario)
     }
 
+    /// The start times of `--replay`, none without it. To be read once: a pipe is empty after that.
+    pub(super) fn replayed(&self) -> Result<Vec<Duration>, NoRun> {
+        let read = self.replay.as_deref().map(start_times);
+        read.transpose().map(Option::unwrap_or_default).map_err(NoRun::Usage)
+    }
+
     /// Gives a load test what the flags say, but for what a [`Session`](super::Session) gives it.
     pub(super) fn applied<S: InProcess>(
         &self,
         mut test: LoadTest<S>,
-    ) -> Result<LoadTest<S>, NoRun> {
+        replayed: &[Duration],
+    ) -> LoadTest<S> {
         let RunArgs { users, rate, duration, warmup, think_time, quick, .. } = self.run;
         if let Some(users) = users {
             test = test.users(users);
@@ -275,8 +282,8 @@ impl LoadArgs {
             Some(Stages::Users(stages)) => test = test.user_stages(stages.iter().copied()),
             None => {}
         }
-        if let Some(path) = &self.replay {
-            test = test.replay(start_times(path).map_err(NoRun::Usage)?);
+        if self.replay.is_some() {
+            test = test.replay(replayed.iter().copied());
         }
         if let Some(arrivals) = self.arrivals {
             test = test.arrivals(match arrivals {
@@ -312,24 +319,18 @@ impl LoadArgs {
         for (name, value) in &self.tags {
             test = test.tag(name, value);
         }
-        Ok(test.warmup(warmup.unwrap_or(if quick { QUICK.0 } else { WARMUP })))
+        test.warmup(warmup.unwrap_or(if quick { QUICK.0 } else { WARMUP }))
     }
 
     /// From the first request to the last answer it takes no longer than this.
-    pub(super) fn at_most(&self) -> Result<Duration, NoRun> {
-        let replayed = match &self.replay {
-            Some(path) => {
-                let mut starts = start_times(path).map_err(NoRun::Usage)?;
-                starts.sort_unstable();
-                starts.last().zip(starts.first()).map(|(last, first)| *last - *first)
-            }
-            None => None,
-        };
+    pub(super) fn at_most(&self, replayed: &[Duration]) -> Duration {
+        let ends = replayed.iter().max().zip(replayed.iter().min());
+        let replayed = ends.map(|(last, first)| *last - *first);
         let usual = if self.requests.is_some() { REQUESTS_WITHIN } else { DURATION };
         let staged = self.stages.as_ref().map(Stages::length);
         let load = self.run.duration.or(staged).or(replayed).unwrap_or(usual);
         let around = self.run.warmup.unwrap_or(WARMUP) + self.run.timeout * 2;
-        Ok(load.saturating_add(around))
+        load.saturating_add(around)
     }
 }
 

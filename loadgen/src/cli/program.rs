@@ -169,12 +169,14 @@ where
         _ if program.paths.is_empty() => load.scenario(&["/".to_owned()])?,
         _ => load.scenario(&program.paths)?,
     };
+    let replayed = load.replayed()?;
     let mut session = Session::start(title, load.run.clone(), Vec::new())?;
     let app = app().await;
     let transports = match &program.transports[..] {
         [] => &[Transport::Direct],
         transports => transports,
     };
+    let mut failed = None;
     for transport in transports {
         let name =
             if transports.len() > 1 { transport.to_string() } else { load.model().to_owned() };
@@ -183,9 +185,20 @@ where
             .transport(*transport)
             .pass_limiter(program.pass_limiter)
             .scenario(scenario.clone());
-        session.run(load.applied(test)?).await?;
+        match session.run(load.applied(test, &replayed)).await {
+            Ok(()) => {}
+            Err(error) if session.runs().is_empty() => return Err(error.into()),
+            Err(error) => {
+                failed = Some(format!("{transport}: {error}; the report has the runs before it"));
+                break;
+            }
+        }
     }
-    Ok(session.finish(Vec::new(), None)?)
+    let concluded = session.finish(Vec::new(), None)?;
+    match failed {
+        Some(error) => Err(NoRun::Unexpected(error)),
+        None => Ok(concluded),
+    }
 }
 
 /// Sends requests for a moment, to see that they are answered.
@@ -228,13 +241,22 @@ pub(super) fn conclude(command: impl Future<Output = Result<ExitCode, NoRun>>) -
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering::Relaxed},
+        },
+    };
+    #[cfg(unix)]
+    use std::{io::Write, os::fd::AsRawFd};
 
     use axum::{http::StatusCode, routing::get};
     use parallax_middleware::Perf;
     use serde_json::Value;
 
     use super::*;
+    use crate::reply::FlowError;
 
     async fn app() -> Router {
         Router::new()
@@ -246,7 +268,17 @@ mod tests {
     /// Runs the program with these arguments, and returns its report, or why there is none.
     fn load(usual: Option<Scenario>, arguments: &[&str]) -> Result<Value, String> {
         let folder = tempfile::tempdir().expect("a folder");
-        let out = folder.path().to_str().expect("text");
+        load_into(folder.path(), usual, arguments)?;
+        Ok(report_in(folder.path()))
+    }
+
+    fn report_in(folder: &Path) -> Value {
+        let text = fs::read(folder.join("report.json")).expect("it was written");
+        serde_json::from_slice(&text).expect("it is JSON")
+    }
+
+    fn load_into(folder: &Path, usual: Option<Scenario>, arguments: &[&str]) -> Result<(), String> {
+        let out = folder.to_str().expect("text");
         let always = ["load", "--out", out, "--quiet", "--warmup", "0s", "--duration", "300ms"];
         let args: Vec<OsString> =
             [&always[..], arguments].concat().iter().map(Into::into).collect();
@@ -255,10 +287,7 @@ mod tests {
         let driven =
             runtime.expect("threads are there").block_on(drive("a test", usual, app, program));
         match driven {
-            Ok(_) => {
-                let text = fs::read(folder.path().join("report.json")).expect("it was written");
-                Ok(serde_json::from_slice(&text).expect("it is JSON"))
-            }
+            Ok(_) => Ok(()),
             Err(NoRun::Usage(text) | NoRun::Unexpected(text)) => Err(text),
         }
     }
@@ -281,6 +310,38 @@ mod tests {
         let names: Vec<_> = runs.iter().filter_map(|run| run["name"].as_str()).collect();
         assert_eq!(names, ["direct", "pipe", "tcp"]);
         assert!(runs.iter().all(|run| run["conservation"]["unexplained"] == 0));
+    }
+
+    #[test]
+    fn a_transport_that_fails_costs_no_run_before_it() {
+        let began = Arc::new(AtomicBool::new(false));
+        let setup = move |_| {
+            let again = began.swap(true, Relaxed);
+            async move { if again { Err(FlowError::new("only once")) } else { Ok(()) } }
+        };
+        let request = |_: &mut _| http::Request::default();
+        let usual = Scenario::new().step("GET /", 1, request).setup(setup);
+        let folder = tempfile::tempdir().expect("a folder");
+        let flags = ["--users", "1", "--transport", "direct,pipe,tcp"];
+        let error = load_into(folder.path(), Some(usual), &flags).expect_err("the setup fails");
+        assert!(error.starts_with("pipe: ") && error.contains("only once"), "{error}");
+        let report = report_in(folder.path());
+        let names: Vec<_> =
+            report["runs"].as_array().into_iter().flatten().map(|run| &run["name"]).collect();
+        assert_eq!(names, ["direct"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn start_times_may_come_from_a_pipe() {
+        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        writer.write_all(b"0\n0.1\n").expect("the pipe has room");
+        drop(writer);
+        let path = format!("/dev/fd/{}", reader.as_raw_fd());
+        let flags = ["/", "--replay", &path, "--transport", "direct,pipe"];
+        let report = load(None, &flags).expect("it runs");
+        let sent = |n: usize| &report["runs"][n]["conservation"]["sent"];
+        assert_eq!((sent(0), sent(1)), (&2.into(), &2.into()));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     failures::describe,
     load_test::LoadTest,
+    scenario::Scenario,
     transport::{Http, Transport, UrlError, Wire, WireBuilder},
 };
 
@@ -25,6 +26,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A token is good for longer than its run, so that a slow start does not matter.
 const SLACK: Duration = Duration::from_secs(60);
+/// What a scenario's own steps before the load and after it may take: nobody knows, and this is plenty.
+const FLOWS: Duration = Duration::from_secs(3_600);
 const TLS: &str = "TLS and HTTP";
 
 /// Flags of `parallax run`.
@@ -101,14 +104,17 @@ async fn drive(args: UrlArgs) -> Result<ExitCode, NoRun> {
     if args.http2 {
         wire = wire.http(Http::Two);
     }
+    let replayed = load.replayed()?;
     let probe = wire.clone().build()?;
     let mut settings = vec![("url".to_owned(), probe.name().to_owned())];
+    let token =
+        token(&args, load.at_most(&replayed).saturating_add(around(&scenario, load.run.timeout)))?;
     let mut test = LoadTest::wire(wire.build()?).name(load.model()).scenario(scenario);
-    if let Some((token, about)) = token(&args)? {
+    if let Some((token, about)) = token {
         test = test.token(&token);
         settings.push(("bypass token".to_owned(), about));
     }
-    let test = load.applied(test)?;
+    let test = load.applied(test, &replayed);
     let mut session = Session::start(probe.name(), load.run.clone(), settings)?;
     let stop = session.stop().clone();
     tokio::select! {
@@ -166,13 +172,23 @@ fn divided(url: &str) -> (String, String) {
     (url[..server].to_owned(), format!("{slash}{path}"))
 }
 
-/// A token for as long as the run may take, and what the report says of it; `None` without a key.
-fn token(args: &UrlArgs) -> Result<Option<(String, String)>, NoRun> {
+/// What a run may take beside its load: each step is tried once, and there may be a setup, a teardown and the trial
+/// of a flow.
+fn around(scenario: &Scenario, timeout: Duration) -> Duration {
+    let steps = u32::try_from(scenario.names().count()).unwrap_or(u32::MAX);
+    let trial = (timeout + Duration::from_secs(1)).saturating_mul(steps);
+    let aside = [scenario.setup_flow(), scenario.any_flow(), scenario.teardown_flow()];
+    let flows = if aside.iter().any(Option::is_some) { FLOWS } else { Duration::ZERO };
+    trial.saturating_add(flows + SLACK)
+}
+
+/// A token that is good for so long, and what the report says of it; `None` without a key.
+fn token(args: &UrlArgs, lifetime: Duration) -> Result<Option<(String, String)>, NoRun> {
     if args.key_file.is_none() && !env_is_set(super::token::VARIABLE) {
         return Ok(None);
     }
     let keys = keys(args.key_file.as_deref()).map_err(NoRun::usage)?;
-    let mut token = BypassToken::lasting(args.load.at_most()? + SLACK, &some_name());
+    let mut token = BypassToken::lasting(lifetime, &some_name());
     if args.load.scenario.is_none() {
         token = token.method(args.load.method());
     }
@@ -218,6 +234,16 @@ mod tests {
         ] {
             assert_eq!(divided(url), (server.to_owned(), path.to_owned()), "{url}");
         }
+    }
+
+    #[test]
+    fn a_token_outlasts_what_a_run_does_beside_its_load() {
+        let request = |_: &mut _| Request::default();
+        let steps = Scenario::new().step("a", 1, request).step("b", 1, request);
+        let timeout = Duration::from_secs(10);
+        assert_eq!(around(&steps, timeout), SLACK + Duration::from_secs(22));
+        assert!(around(&steps.clone().setup(|_| async { Ok(()) }), timeout) > FLOWS);
+        assert!(around(&steps.teardown(|_| async { Ok(()) }), timeout) > FLOWS);
     }
 
     #[test]
