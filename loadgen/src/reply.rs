@@ -81,6 +81,8 @@ enum Failure {
     Over,
     /// The last request had no answer, which is counted already.
     NoAnswer,
+    /// Nothing is left to do, for this reason.
+    Done(String),
     Other(Box<dyn Error + Send + Sync>),
 }
 
@@ -95,6 +97,11 @@ impl FlowError {
         Self(Failure::NoAnswer)
     }
 
+    /// An iteration that has nothing left to do, and why: no failure of anything.
+    pub(crate) fn done(reason: String) -> Self {
+        Self(Failure::Done(reason))
+    }
+
     /// An iteration that cannot go on, and why.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
@@ -105,7 +112,7 @@ impl FlowError {
     pub(crate) fn uncounted(&self) -> Option<&(dyn Error + Send + Sync)> {
         match &self.0 {
             Failure::Other(error) => Some(&**error),
-            Failure::Over | Failure::NoAnswer => None,
+            Failure::Over | Failure::NoAnswer | Failure::Done(_) => None,
         }
     }
 }
@@ -121,6 +128,7 @@ impl fmt::Display for FlowError {
         match &self.0 {
             Failure::Over => f.write_str("the run is over"),
             Failure::NoAnswer => f.write_str("there was no answer"),
+            Failure::Done(reason) => f.write_str(reason),
             Failure::Other(error) => error.fmt(f),
         }
     }

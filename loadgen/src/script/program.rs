@@ -32,7 +32,7 @@ pub(super) struct Program {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
     Flow,
-    /// A setup or a teardown: what fails in it fails the run, since it counts in no figure.
+    /// A setup or a teardown: what fails in it ends it with an error, since it counts in no figure.
     Aside,
 }
 
@@ -63,19 +63,10 @@ pub(super) enum From {
     Cookie(String),
 }
 
-/// A row of each set, or why there is none.
-pub(super) fn pick(data: &[Arc<Data>], random: &mut LoadRng) -> Result<Vec<Row>, FlowError> {
-    let row = |data: &Arc<Data>| {
-        let none = || FlowError::new(format!("the rows of {:?} have run out", data.name));
-        data.pick(random).ok_or_else(none)
-    };
-    data.iter().map(row).collect()
-}
-
 impl Program {
     /// Goes through the steps once.
     pub(super) async fn run(self: Arc<Self>, mut session: Session) -> Result<(), FlowError> {
-        let rows = pick(&self.data, session.random())?;
+        let rows = self.rows(session.random())?;
         let mut values = vec![Value::Null; self.slots];
         for (name, slot) in &self.inherited {
             let value = session.get(name).and_then(|json| serde_json::from_str(&json).ok());
@@ -90,6 +81,20 @@ impl Program {
             session.set(name, values[*slot].to_string());
         }
         Ok(())
+    }
+
+    /// A row of each set. That there is none left is the end of a flow and no failure.
+    fn rows(&self, random: &mut LoadRng) -> Result<Vec<Row>, FlowError> {
+        let row = |data: &Arc<Data>| {
+            data.pick(random).ok_or_else(|| {
+                let why = format!("the rows of {:?} have run out", data.name);
+                match self.kind {
+                    Kind::Flow => FlowError::done(why),
+                    Kind::Aside => FlowError::new(why),
+                }
+            })
+        };
+        self.data.iter().map(row).collect()
     }
 
     /// False if the iteration ends here, for a reason that is counted.
