@@ -118,8 +118,15 @@ fn without_userinfo(url: &str) -> String {
 /// A URL that cannot be used, as an error may show it. Where a password ends in it is not certain, so nothing is shown
 /// of one that may hold any.
 fn without_secrets(url: &str) -> String {
-    let scheme = ["http://", "https://"].into_iter().find(|scheme| url.starts_with(scheme));
-    if url.contains('@') { format!("{}…", scheme.unwrap_or_default()) } else { url.to_owned() }
+    if !url.contains('@') {
+        return url.to_owned();
+    }
+    match url.split_once("://") {
+        Some((scheme, _)) if scheme.bytes().all(|b| b.is_ascii_alphanumeric()) => {
+            format!("{scheme}://…")
+        }
+        _ => "…".to_owned(),
+    }
 }
 
 /// A URL that cannot be loaded, or its TLS that cannot be set up.
@@ -200,6 +207,7 @@ mod tests {
             "http://me:se?cret@host",
             "http://me:12#secret@host",
             "me:secret@host:1",
+            "me:secret://@host",
         ] {
             let error = Target::parse(bad).expect_err(bad).to_string();
             assert!(!["secret", "cret", "me:"].iter().any(|part| error.contains(part)), "{error}");
