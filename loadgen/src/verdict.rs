@@ -215,7 +215,8 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
                 "dropped",
                 format!(
                     "only {:.1} % of the arrivals were sent: {} found {} others under way and were \
-                     dropped. The service does not keep up with the rate, or --max-in-flight is too low",
+                     dropped, {unsent} had nothing to send. The service does not keep up with the \
+                     rate, or --max-in-flight is too low",
                     sent * 100.0,
                     counts.dropped,
                     plan.max_in_flight
