@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use parallax_middleware::{BearerGuard, BypassPolicy, Perf, TokenKeys};
+use parallax_middleware::{BearerGuard, BypassPolicy, Perf};
 use tokio::{sync::Notify, task::JoinHandle};
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -48,7 +48,15 @@ impl Service {
     /// The database, or Redis where it is set, cannot be reached within 10 s, or refuses.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let limiter = auth::limiter(&config)?;
-        let perf = Perf::new();
+        let policy = BypassPolicy::in_process();
+        // Load that comes with a token is told how long it took, for both views.
+        let (perf, policy) = match &config.bypass_keys {
+            Some(keys) => {
+                let policy = policy.tokens(keys.clone());
+                (Perf::builder().server_timing(&policy).build(), policy)
+            }
+            None => (Perf::new(), policy),
+        };
         let store = Store::open(&config, &perf).await?;
         let cache: Box<dyn Cache> = match &config.redis_url {
             None => Box::new(MemoryCache::new(&perf)),
@@ -76,8 +84,7 @@ impl Service {
         let cache = ReadThrough::new(cache, config.cache_ttl);
         let state = AppState { store: store.clone(), writer, cache, model };
         let keys = Keys::new(&config.api_keys);
-        let router =
-            router(Arc::new(state), &perf, keys, limiter, config.bypass_keys, config.perf_guard);
+        let router = router(Arc::new(state), &perf, keys, limiter, policy, config.perf_guard);
         let Some(api_key) = config.api_keys.into_iter().next() else {
             return Err(StartError::NoApiKey);
         };
@@ -135,13 +142,9 @@ fn router(
     perf: &Perf,
     keys: Keys,
     limiter: Limiter,
-    bypass_keys: Option<TokenKeys>,
+    policy: BypassPolicy,
     perf_guard: Option<BearerGuard>,
 ) -> Router {
-    let policy = match bypass_keys {
-        Some(keys) => BypassPolicy::in_process().tokens(keys),
-        None => BypassPolicy::in_process(),
-    };
     let with_key = from_fn_with_state(keys, auth::require_key);
     let api = Router::new()
         .route("/entities", post(routes::post_entities))

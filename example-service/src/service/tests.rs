@@ -1,7 +1,7 @@
 use axum::{body::Body, http::Request};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http_body_util::BodyExt;
-use parallax_middleware::BypassToken;
+use parallax_middleware::{BypassToken, TokenKeys};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -26,6 +26,7 @@ struct Answer {
     status: u16,
     kind: String,
     retry_after: Option<u64>,
+    timing: Option<String>,
     json: Value,
 }
 
@@ -46,6 +47,7 @@ async fn send(service: &Service, request: Request<Body>) -> Answer {
     let header = |name: &str| {
         response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
     };
+    let timing = header("server-timing");
     let (status, kind, retry_after) = (
         response.status().as_u16(),
         header("content-type").unwrap_or_default(),
@@ -56,6 +58,7 @@ async fn send(service: &Service, request: Request<Body>) -> Answer {
         status,
         kind,
         retry_after: retry_after.and_then(|seconds| seconds.parse().ok()),
+        timing,
         json: serde_json::from_slice(&body).unwrap_or(Value::Null),
     }
 }
@@ -233,16 +236,19 @@ async fn a_token_lets_load_by_the_limiter_and_stays_out_of_its_users_figures() {
     let with_tokens = service(|config| config.rate_limit(1).bypass_keys(keys)).await;
     let without = service(|config| config.rate_limit(1)).await;
     for ((service, _folder), passes) in [(with_tokens, true), (without, false)] {
-        let mut statuses = Vec::new();
+        let (mut statuses, mut told) = (Vec::new(), 0);
         for _ in 0..3 {
             let request = Request::get("/trending")
                 .header("x-api-key", "the-key-of-tests")
                 .header("x-parallax-bypass", &token)
                 .body(Body::empty())
                 .expect("a request");
-            statuses.push(send(&service, request).await.status);
+            let answer = send(&service, request).await;
+            statuses.push(answer.status);
+            told += usize::from(answer.timing.is_some_and(|told| told.contains("px-total")));
         }
         assert_eq!(statuses, if passes { [200, 200, 200] } else { [200, 429, 429] });
+        assert_eq!(told, if passes { 3 } else { 0 }, "who has a token is told how long it took");
         let rows = service.perf().snapshot().view().routes;
         let row = rows.iter().find(|row| row.route == "/trending").expect("it was asked for");
         assert_eq!((row.bypassed, row.latency.count), if passes { (3, 0) } else { (0, 1) });
