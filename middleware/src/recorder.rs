@@ -559,7 +559,7 @@ mod models {
     use loom::thread;
 
     use super::*;
-    use crate::sync::model;
+    use crate::{histogram::Precision, sync::model};
 
     fn recorder() -> Recorder {
         Recorder::new(1, Precision::OneDigit)

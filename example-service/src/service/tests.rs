@@ -245,7 +245,7 @@ async fn a_token_lets_load_by_the_limiter_and_stays_out_of_its_users_figures() {
                 .expect("a request");
             let answer = send(&service, request).await;
             statuses.push(answer.status);
-            told += usize::from(answer.timing.is_some_and(|told| told.contains("px-total")));
+            told += usize::from(answer.timing.is_some_and(|told| told.contains("px-ttfb")));
         }
         assert_eq!(statuses, if passes { [200, 200, 200] } else { [200, 429, 429] });
         assert_eq!(told, if passes { 3 } else { 0 }, "who has a token is told how long it took");
