@@ -215,7 +215,8 @@ async fn rates(effort: Effort) -> String {
 }
 
 /// How late a thread wakes, in microseconds, median and 99th percentile, that another one wakes 10,000 times a
-/// second, and that does nothing else: what the machine itself adds to any dispatch.
+/// second, and that does nothing else. The one that wakes it spins for most of the time, and hardly lets its processor
+/// rest as the pacer does: the least that the machine adds to a dispatch, not all of it.
 fn bare_wake_up(duration: Duration) -> [f64; 2] {
     let gap = Duration::from_micros(100);
     let (wake, woken) = mpsc::channel::<Instant>();
