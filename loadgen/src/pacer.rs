@@ -16,7 +16,7 @@ const NAP: Duration = Duration::from_millis(20);
 /// Who wakes requests when they are due.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Pacer {
-    /// A thread of its own that sleeps until shortly before the time, then spins: late by some 10 µs, at the
+    /// A thread of its own that sleeps until shortly before the time, then spins: late by some 20 µs at the median, at the
     /// cost of a part of a processor.
     #[default]
     Precise,
