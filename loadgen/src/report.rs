@@ -147,6 +147,18 @@ pub struct Run {
     /// Where the time of the paired successes went, around each quantile of their response times.
     #[serde(default)]
     pub attribution: Vec<Attribution>,
+    /// What explains the figures, each with its evidence, the weightiest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<Hint>,
+    /// Requests in flight against what rate and response time say that they must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub littles_law: Option<LittlesLaw>,
+    /// When the figures had settled; absent if there were too few slots to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settling: Option<Settling>,
+    /// Moments in which all routes were slow together, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stalls: Vec<Stall>,
     /// What the scenario checked of the answers, in the order of the names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
@@ -155,6 +167,9 @@ pub struct Run {
     pub generator: Option<GeneratorView>,
     /// The run's own thresholds.
     pub thresholds: Vec<ThresholdResult>,
+    /// Equal slots of the warm-up, by intended start, in order; no other figure contains them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warmup: Vec<TimelineRow>,
     /// Equal slots of the measured interval, by intended start, in order.
     pub timeline: Vec<TimelineRow>,
     /// The process over time, in order.
@@ -285,6 +300,24 @@ pub struct ServerConservation {
     pub foreign: u64,
 }
 
+/// One route's requests as both sides count them, and what accounts for the difference:
+/// `finished + in_flight = recorded - foreign + not_seen`, but for `unexplained`.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+pub struct RouteConservation {
+    /// Requests that ended for the client, however they did.
+    pub finished: u64,
+    /// Requests that the layer has recorded, however they ended.
+    pub recorded: u64,
+    /// Answered, or given up, before they reached the layer.
+    pub not_seen: u64,
+    /// Of `recorded`, those that this run did not send.
+    pub foreign: u64,
+    /// Given up by the client after its timeout, which the layer recorded as cancelled.
+    pub timed_out: u64,
+    /// What no rule accounts for. Anything but 0 makes the run invalid.
+    pub unexplained: u64,
+}
+
 /// An error, and how many requests it ended.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct ErrorCount {
@@ -395,6 +428,9 @@ pub struct ClientRoute {
     pub server_time: Latency,
     /// Service time less server time of the same request, successes only.
     pub outside: Latency,
+    /// The route's requests on both sides; absent without a layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conservation: Option<RouteConservation>,
     /// Where the time of the paired successes went.
     #[serde(default)]
     pub attribution: Vec<Attribution>,
@@ -425,6 +461,58 @@ pub struct Pairs {
     pub outside: Latency,
     /// Pairs whose server time exceeds their service time, which cannot be on one clock.
     pub negative: u64,
+}
+
+/// A sentence on what made the figures what they are.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Hint {
+    /// Stable name of the rule that found it, for programs: for example `pool`.
+    pub rule: String,
+    /// The route that it is about; none if it is about the whole run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// The finding with the figures behind it, for people.
+    pub message: String,
+}
+
+/// Little's law, `N = λ · W`, on this run: two measurements of the requests in flight that have nothing in common.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LittlesLaw {
+    /// Mean of the requests in flight, counted at regular moments of the measured interval.
+    pub sampled: f64,
+    /// Mean of what is in flight if the service times are right: their sum within the measured interval over
+    /// its length.
+    pub expected: f64,
+    /// How far apart the two may be: a share of `expected`, and the sampling error.
+    pub tolerance: f64,
+    /// Moments behind `sampled`.
+    pub samples: u64,
+}
+
+/// Where the transient of a run's beginning ends, by MSER: the slots left out that make the rest's mean most certain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settling {
+    /// Seconds of the measured interval that belong to the transient.
+    pub transient_s: f64,
+    /// Slots that were looked at.
+    pub slots: u64,
+    /// False if the transient takes 45 % of the measured interval or more: then it has no end in sight.
+    pub stationary: bool,
+}
+
+/// A moment in which the requests of all routes were slow together: what stops a whole process, not one route.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stall {
+    /// Its beginning, seconds since the start of the measured interval.
+    pub at_s: f64,
+    /// Its length in seconds.
+    pub width_s: f64,
+    /// Routes with slow requests in it.
+    pub routes: u64,
+    /// Slow requests in it: past the p99 of their route.
+    pub slow: u64,
+    /// Of all requests of it.
+    pub requests: u64,
 }
 
 /// Something that a scenario requires of answers.
@@ -543,6 +631,9 @@ pub struct TimelineRow {
     pub completed: u64,
     /// Failed requests of this slot, rejections included.
     pub failed: u64,
+    /// How the requests of this slot ended.
+    #[serde(default)]
+    pub outcomes: ClientOutcomes,
     /// Arrivals of this slot that were dropped.
     pub dropped: u64,
     /// Median response time of the slot's successes.
@@ -562,6 +653,34 @@ pub struct ResourceRow {
     pub cpu_s: Option<f64>,
     /// Requests in flight in the generator.
     pub in_flight: u64,
+    /// Since the row before, the share of their time in which the workers of the service's runtime were busy, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_ratio: Option<f64>,
+    /// Tasks that wait in the global queue of the service's runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_depth: Option<u64>,
+    /// Since the row before, how late a task on the service's runtime was woken that sleeps a little, again and again:
+    /// the worst.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_us: Option<f64>,
+    /// The pools that the layer watches.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolRow>,
+}
+
+/// A pool at one moment.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// As it was registered.
+    pub name: String,
+    /// Connections that it may have.
+    pub max: u64,
+    /// Connections lent out.
+    pub in_use: u64,
+    /// Open, and nobody's.
+    pub idle: u64,
+    /// Requests that wait for one.
+    pub waiting: u64,
 }
 
 /// Memory as a straight line over the number of stored entities: `base + slope · n`.

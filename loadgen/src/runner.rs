@@ -699,6 +699,10 @@ impl<S> Collecting<S> {
                 rss_bytes: usage.rss_bytes,
                 cpu_s: usage.cpu.map(|cpu| cpu.as_secs_f64()),
                 in_flight: load.sink.in_flight(),
+                busy_ratio: None,
+                queue_depth: None,
+                canary_us: None,
+                pools: Vec::new(),
             });
         }
         if let Some(observer) = &self.observer {

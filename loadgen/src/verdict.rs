@@ -11,9 +11,9 @@ use crate::{
     plan::{Plan, Workload},
     render::{self, number},
     report::{
-        Attribution, ClientRoute, ClientView, Conservation, Environment, GeneratorView, Latency,
-        MemoryModel, Pairs, Reason, Report, ResourceRow, Run, SCHEMA, ServerConservation,
-        ThresholdResult, TimelineRow, Validity, Verdict,
+        Attribution, ClientOutcomes, ClientRoute, ClientView, Conservation, Environment,
+        GeneratorView, Latency, MemoryModel, Pairs, Reason, Report, ResourceRow, Run, SCHEMA,
+        ServerConservation, ThresholdResult, TimelineRow, Validity, Verdict,
     },
     runner::{Findings, unix_seconds},
     server_names::ServerNames,
@@ -88,9 +88,14 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         },
         attribution: attribute(&total, names, plan.seed),
         conservation,
+        hints: Vec::new(),
+        littles_law: None,
+        settling: None,
+        stalls: Vec::new(),
         checks: findings.checks.clone(),
         generator: Some(generator_view(&findings)),
         thresholds,
+        warmup: Vec::new(),
         timeline: findings
             .tally
             .timeline
@@ -302,6 +307,7 @@ fn client_view(
                 service_time: latency(&row.service_time),
                 server_time: latency(&row.server_time),
                 outside: latency(&row.outside),
+                conservation: None,
                 attribution: attribute(row, names, seed),
             })
             .collect(),
@@ -325,6 +331,7 @@ fn timeline_row(slot: &Slot<'_>, width: Duration, measured: Duration) -> Timelin
         ok: slot.window.ok.count(),
         completed: slot.completed,
         failed: slot.window.failed,
+        outcomes: ClientOutcomes::default(),
         dropped: slot.dropped,
         p50_us: summary.p50_us,
         p99_us: summary.p99_us,

@@ -14,8 +14,9 @@ use crate::{
     outcome::ClientOutcome,
     report::{
         Check, ClientOutcomes, ClientRoute, ClientView, Conservation, Environment, ErrorCount,
-        GeneratorView, Latency, Model, Pairs, PlanSummary, Reason, Report, ResourceRow, Run,
-        SCHEMA, ServerConservation, ThresholdResult, TimelineRow, Unit, Validity, Verdict,
+        GeneratorView, Hint, Latency, LittlesLaw, Model, Pairs, PlanSummary, PoolRow, Reason,
+        Report, ResourceRow, RouteConservation, Run, SCHEMA, ServerConservation, Settling, Stall,
+        ThresholdResult, TimelineRow, Unit, Validity, Verdict,
     },
     sink::{Sample, ServerView},
     statistics::{self, Estimate, Window},
@@ -290,6 +291,11 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             service_time: latency(&views.service),
             server_time: latency(&views.server),
             outside: latency(&views.outside),
+            conservation: Some(RouteConservation {
+                finished: n,
+                recorded: n,
+                ..RouteConservation::default()
+            }),
             attribution: parts.attribute(part_name, 7),
         });
     }
@@ -318,6 +324,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             ok: window.ok.count(),
             completed: window.ok.count(),
             failed: 0,
+            outcomes: ClientOutcomes { ok: window.ok.count(), ..ClientOutcomes::default() },
             dropped: 0,
             p50_us: window.ok.summary().p50_us,
             p99_us: window.ok.summary().p99_us,
@@ -449,6 +456,34 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
         },
         attribution: all_parts.attribute(part_name, 7),
         thresholds,
+        hints: vec![Hint {
+            rule: "pool".to_owned(),
+            route: Some("GET /search".to_owned()),
+            message: "p99 of GET /search: 71 % waiting for db (50 of 50 in use, 180 waiting); holds are flat, so \
+                      size is the limit"
+                .to_owned(),
+        }],
+        littles_law: Some(LittlesLaw {
+            sampled: 7.1,
+            expected: 7.0,
+            tolerance: 0.4,
+            samples: 240,
+        }),
+        settling: Some(Settling { transient_s: 0.25, slots: 40, stationary: true }),
+        stalls: vec![Stall { at_s: 2.5, width_s: 0.125, routes: 5, slow: 61, requests: 1_250 }],
+        warmup: (0..8)
+            .map(|i| TimelineRow {
+                at_s: 0.125 * f64::from(i),
+                width_s: 0.125,
+                ok: 1_000,
+                completed: 990,
+                failed: 0,
+                outcomes: ClientOutcomes { ok: 1_000, ..ClientOutcomes::default() },
+                dropped: 0,
+                p50_us: Some(900.0 - 60.0 * f64::from(i)),
+                p99_us: Some(9_000.0 - 600.0 * f64::from(i)),
+            })
+            .collect(),
         timeline,
         resources: (0_u32..6)
             .map(|i| ResourceRow {
@@ -456,6 +491,16 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                 rss_bytes: Some(90_000_000 + 400_000 * u64::from(i)),
                 cpu_s: Some(1.6 * f64::from(i)),
                 in_flight: 7,
+                busy_ratio: Some(0.75 + 0.01 * f64::from(i)),
+                queue_depth: Some(3),
+                canary_us: Some(1_250.0 + 100.0 * f64::from(i)),
+                pools: vec![PoolRow {
+                    name: "db".to_owned(),
+                    max: 50,
+                    in_use: 50 - u64::from(i),
+                    idle: u64::from(i),
+                    waiting: 30 * u64::from(6 - i),
+                }],
             })
             .collect(),
     }

@@ -339,6 +339,7 @@ fn c(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::ClientOutcomes;
 
     fn rows(n: u32) -> Vec<TimelineRow> {
         (0..n)
@@ -348,6 +349,7 @@ mod tests {
                 ok: 1_000,
                 completed: 1_000,
                 failed: 0,
+                outcomes: ClientOutcomes { ok: 1_000, ..ClientOutcomes::default() },
                 dropped: 0,
                 p50_us: Some(100.0),
                 p99_us: (i != 2).then_some(1_000.0),
