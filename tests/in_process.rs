@@ -18,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use parallax_loadgen::{
-    LoadTest, LoadTestError, Report, Scenario, Stop, Verdict,
+    Http, LoadTest, LoadTestError, Report, Scenario, Stop, Transport, Verdict,
     report::{Conservation, Run},
 };
 use parallax_middleware::{BypassPolicy, LoadMark, Perf};
@@ -575,4 +575,33 @@ async fn a_threshold_on_a_route_counts_what_came_before_the_layer_saw_the_first(
     let finished = run.conservation.outcomes.total();
     let observed = run.thresholds[0].observed.expect("there are samples");
     assert!((observed - 100.0 / finished as f64).abs() < 1e-9, "{observed} of {finished}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn waiting_for_the_services_own_runtime_is_the_services_time_and_no_lag() {
+    // One worker, and two seconds of work for it in every second.
+    let blocks = || async {
+        std::thread::sleep(millis(20));
+        "at last"
+    };
+    let app = Router::new().route("/", get(blocks)).layer(Perf::new().layer());
+    let test = |transport| {
+        let test = LoadTest::new(app.clone()).get("/").rate(100).transport(transport);
+        test.warmup(Duration::ZERO).duration(SHORT)
+    };
+    let report = test(Transport::Direct).run().await.expect("the plan is valid");
+    let run = &report.runs[0];
+    assert!(run.validity.reasons.iter().all(|reason| reason.rule != "lag"), "{:?}", run.validity);
+    let (lag, service) = (&run.client.lag.summary, &run.client.service_time.summary);
+    let mean = service.mean_us.expect("there are samples");
+    assert!(lag.mean_us.expect("there are samples") < mean / 4.0, "{lag:?} {service:?}");
+    let shares = &run.attribution[0].shares;
+    assert!(shares["runtime"] > 0.5, "{shares:?}");
+
+    // Over a connection, the task that should have sent is the generator's own.
+    let report = test(Transport::Pipe(Http::One)).run().await.expect("the plan is valid");
+    let run = &report.runs[0];
+    let lag = run.client.lag.summary.mean_us.expect("there are samples");
+    assert!(lag > 20_000.0, "{lag}");
+    assert!(!run.attribution[0].shares.contains_key("runtime"));
 }

@@ -32,6 +32,8 @@ const SUB_BITS: u32 = 5;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Part {
     Lag,
+    /// Waiting for a worker of the service's runtime.
+    Runtime,
     Outside,
     /// A phase of the layer, by its number there.
     Phase(u8),
@@ -107,7 +109,10 @@ impl Parts {
             sums.times[position] += seconds;
         };
         add(Part::Lag, sample.lag.as_secs_f64());
-        let outside = sample.service_time.saturating_sub(server.server_time);
+        if !sample.waited.is_zero() {
+            add(Part::Runtime, sample.waited.as_secs_f64());
+        }
+        let outside = sample.service_time.saturating_sub(server.server_time + sample.waited);
         add(Part::Outside, outside.as_secs_f64());
         add(Part::Handler, server.handler.as_secs_f64());
         // Phases that overlap share the time in which they did.
@@ -358,6 +363,7 @@ mod tests {
             intended: RUN.mul_f64(at),
             lag: us(lag),
             service_time: us(outside + in_phases + handler),
+            waited: Duration::ZERO,
             answer: Answer::without_response(ClientOutcome::Ok),
             server: Some(ServerView {
                 route: 0,
@@ -376,6 +382,7 @@ mod tests {
     fn name(part: Part) -> String {
         match part {
             Part::Lag => "lag".to_owned(),
+            Part::Runtime => "runtime".to_owned(),
             Part::Outside => "outside".to_owned(),
             Part::Handler => "handler".to_owned(),
             Part::Phase(n) => format!("phase {n}"),
@@ -386,6 +393,19 @@ mod tests {
         let mut parts = Parts::default();
         samples.iter().for_each(|sample| parts.add(sample, RUN / BLOCKS as u32));
         parts.attribute(name, 7)
+    }
+
+    #[test]
+    fn the_wait_for_the_runtime_is_a_part_of_its_own_and_not_outside() {
+        let waited = |n: usize| {
+            let sample = sample(n as f64 / 100.0, 100.0, 400.0, &[], 500.0);
+            Sample { waited: us(300.0), ..sample }
+        };
+        let attributions = attribute(&(0..100).map(waited).collect::<Vec<_>>());
+        let shares = &attributions[0].shares;
+        for (part, share) in [("lag", 0.1), ("runtime", 0.3), ("outside", 0.1), ("handler", 0.5)] {
+            assert!((shares[part] - share).abs() < 1e-9, "{part}: {shares:?}");
+        }
     }
 
     /// 10,000 requests: the slowest 5 % wait 90 ms of their 100 for the pool, the others 1 of 10.

@@ -47,7 +47,8 @@ pub(crate) async fn cost_of_a_request(load: &Load<Null>) -> Duration {
         for _ in 0..BATCH {
             load.sink.sent();
             let mut request = Some(Request::new(Bytes::new()));
-            load.send(&mut sender, 0, &mut request, Instant::now()).await;
+            let ready = Instant::now();
+            load.send(&mut sender, 0, &mut request, ready, Duration::ZERO).await;
         }
         load.sink.drain(&mut Vec::new(), |samples| load.tally.lock().absorb(samples, None));
         fastest = fastest.min(began.elapsed());

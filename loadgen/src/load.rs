@@ -131,6 +131,11 @@ impl<S: InProcess> Load<S> {
             || self.watch.as_ref().is_some_and(in_vain)
     }
 
+    /// Do the generator's tasks run on the workers that answer, so that who waits for one waits for the service?
+    fn on_its_runtime(&self) -> bool {
+        self.host.is_none() && !self.plan.over_connection
+    }
+
     fn is_over(&self, ready: Instant) -> bool {
         ready >= self.end || self.is_stopped()
     }
@@ -182,11 +187,11 @@ impl<S: InProcess> Load<S> {
                         }
                         let mut request = Some(build(&mut random));
                         self.sink.sent();
-                        self.send(&mut sender, step, &mut request, ready).await
+                        self.send(&mut sender, step, &mut request, ready, Duration::ZERO).await
                     }
                     Action::Flow(flow) => {
                         let random = stream(rand::RngExt::random(&mut random), "flow", 0);
-                        match Box::pin(self.clone().iterate(&**flow, random, ready, false)).await {
+                        match Box::pin(self.clone().iterate(&**flow, random, ready, None)).await {
                             Some(received) => received,
                             // It has sent nothing, because nothing may be sent any more, or for no reason: then
                             // it must not spin.
@@ -226,18 +231,18 @@ impl<S: InProcess> Load<S> {
     }
 
     /// Goes through a flow once. Returns when its last answer was in, or the pause after it over; `None` if it has
-    /// neither sent anything nor paused.
+    /// neither sent anything nor paused. An iteration that `arrived` has waited so long for the runtime.
     pub(crate) async fn iterate(
         self: Arc<Self>,
         flow: &Flow,
         random: LoadRng,
         ready: Instant,
-        first_counts: bool,
+        arrived: Option<Duration>,
     ) -> Option<Instant> {
         let state = State::new(self.values.clone());
         let last = Last { load: &*self, state: state.clone() };
         let ended = Arc::new(EndOfFlow::default());
-        let client = self.flow_client(first_counts, &ended);
+        let client = self.flow_client(arrived, &ended);
         let session = Session::new(Box::new(client), ready, random, state.clone());
         if let Err(error) = self.go_through(flow, session, &ended).await
             && let Some(reason) = error.uncounted()
@@ -252,8 +257,12 @@ impl<S: InProcess> Load<S> {
         (ns > 0).then(|| self.start + Duration::from_nanos(ns - 1))
     }
 
-    fn flow_client(self: &Arc<Self>, first_counts: bool, ended: &Arc<EndOfFlow>) -> FlowClient<S> {
-        FlowClient { sender: self.sender(), load: self.clone(), first_counts, ended: ended.clone() }
+    fn flow_client(
+        self: &Arc<Self>,
+        arrived: Option<Duration>,
+        ended: &Arc<EndOfFlow>,
+    ) -> FlowClient<S> {
+        FlowClient { sender: self.sender(), load: self.clone(), arrived, ended: ended.clone() }
     }
 
     /// Runs a flow until it ends, or until it has been told that the load is over and goes on all the same, or
@@ -278,7 +287,7 @@ impl<S: InProcess> Load<S> {
         flow: &Flow,
     ) -> Result<BTreeMap<String, String>, FlowError> {
         let (state, ended) = (State::new(self.values.clone()), Arc::default());
-        let client = self.flow_client(false, &ended);
+        let client = self.flow_client(None, &ended);
         let random = stream(self.plan.seed, "aside", 0);
         let session = Session::new(Box::new(client), Instant::now(), random, state.clone());
         self.go_through(flow, session, &ended).await?;
@@ -290,15 +299,18 @@ impl<S: InProcess> Load<S> {
         Ok(values)
     }
 
-    /// Sends a request that was due at `intended`, and keeps its record. Returns when the answer was in.
+    /// Sends a request that was due at `intended` and has `waited` for the service's runtime since it was handed to
+    /// it, and keeps its record. Returns when the answer was in.
     pub(crate) async fn send(
         &self,
         sender: &mut Sender<S>,
         step: u32,
         request: &mut Option<Request<Bytes>>,
         intended: Instant,
+        waited: Duration,
     ) -> Instant {
-        let (sample, received) = self.carry_out(sender, step, request, intended, None).await;
+        let (sample, received) =
+            self.carry_out(sender, step, request, intended, waited, None).await;
         self.keep(sample);
         received
     }
@@ -309,13 +321,15 @@ impl<S: InProcess> Load<S> {
         step: u32,
         request: &mut Option<Request<Bytes>>,
         intended: Instant,
+        waited: Duration,
         reply: Option<&mut Reply>,
     ) -> (Sample, Instant) {
         if let Some(request) = request {
             equip(request, &self.plan, &sender.probe);
         }
         let timeout = self.plan.timeout;
-        let dispatched = Instant::now();
+        // What waits for a worker of the service's runtime is with the service already.
+        let dispatched = Instant::now() - waited;
         let (service, failures) = (&mut sender.service, &self.failures);
         let is_flow = reply.is_some();
         let mut told = None;
@@ -361,6 +375,7 @@ impl<S: InProcess> Load<S> {
             intended: intended.saturating_duration_since(self.start),
             lag: dispatched.saturating_duration_since(intended),
             service_time,
+            waited,
             answer,
             server: sender.probe.record().map(ServerView::from).or_else(|| {
                 let (record, status) = told?;
@@ -459,9 +474,11 @@ impl<S: InProcess> UnderWay<S> {
         Self { load }
     }
 
-    /// One arrival of an open workload, whose first request counts as sent already.
-    pub(crate) async fn arrival(self, n: u64, intended: Duration) {
+    /// One arrival of an open workload, whose first request counts as sent already. It was handed to the runtime at
+    /// `handed`.
+    pub(crate) async fn arrival(self, n: u64, intended: Duration, handed: Instant) {
         let load = &self.load;
+        let waited = if load.on_its_runtime() { handed.elapsed() } else { Duration::ZERO };
         if load.abandoned.load(Relaxed) || load.given_up.is_stopped() {
             // The phase ended before the runtime got round to this arrival: it stays in flight.
             return;
@@ -472,10 +489,10 @@ impl<S: InProcess> UnderWay<S> {
         match drawn {
             Action::Request(build) => {
                 let mut request = Some(build(&mut random));
-                load.send(&mut load.sender(), step, &mut request, ready).await;
+                load.send(&mut load.sender(), step, &mut request, ready, waited).await;
             }
             Action::Flow(flow) => {
-                load.clone().iterate(&**flow, random, ready, true).await;
+                load.clone().iterate(&**flow, random, ready, Some(waited)).await;
             }
         }
     }
@@ -535,8 +552,9 @@ impl<S: InProcess> Drop for Last<'_, S> {
 struct FlowClient<S> {
     load: Arc<Load<S>>,
     sender: Sender<S>,
-    /// The first request has been counted as sent, by whoever let the iteration begin.
-    first_counts: bool,
+    /// The first request has been counted as sent, by whoever let the iteration begin; and has waited so long for the
+    /// runtime.
+    arrived: Option<Duration>,
     ended: Arc<EndOfFlow>,
 }
 
@@ -550,8 +568,8 @@ impl<S: InProcess> Client for FlowClient<S> {
         Box::pin(async move {
             let load = &self.load;
             // What the pacer has counted is sent, also a moment after the end.
-            let counted = std::mem::take(&mut self.first_counts);
-            if !counted {
+            let arrived = self.arrived.take();
+            if arrived.is_none() {
                 if load.is_over(ready) || !load.take_ticket() {
                     self.ended.tell().await;
                     return None;
@@ -560,8 +578,10 @@ impl<S: InProcess> Client for FlowClient<S> {
             }
             let step = load.plan.names.number(name);
             let (mut request, mut reply) = (Some(request), Reply::none(ready));
-            let (sample, received) =
-                load.carry_out(&mut self.sender, step, &mut request, ready, Some(&mut reply)).await;
+            let waited = arrived.unwrap_or_default();
+            let (sample, received) = load
+                .carry_out(&mut self.sender, step, &mut request, ready, waited, Some(&mut reply))
+                .await;
             reply.received = received;
             let since = received.saturating_duration_since(load.start);
             self.ended.at(since);
@@ -591,7 +611,7 @@ impl<S: InProcess> Client for FlowClient<S> {
 
 impl<S> Drop for FlowClient<S> {
     fn drop(&mut self) {
-        if self.first_counts {
+        if self.arrived.is_some() {
             self.load.sink.unsent();
         }
     }

@@ -449,10 +449,11 @@ impl<S: InProcess> LoadTest<S> {
         Ok(Report::of(title, started, environment, runs, Vec::new(), None))
     }
 
-    async fn carry_out(&self, plan: Plan, transport: Transport) -> Result<Run, LoadTestError> {
+    async fn carry_out(&self, mut plan: Plan, transport: Transport) -> Result<Run, LoadTestError> {
+        plan.over_connection = self.wire.is_some() || transport != Transport::Direct;
         let plan = Arc::new(plan);
         // What is on its way through a connection takes no virtual time.
-        if plan.virtual_time && (self.wire.is_some() || transport != Transport::Direct) {
+        if plan.virtual_time && plan.over_connection {
             return Err(LoadTestError::RealWaits);
         }
         let before = self.wire.as_ref().map_or(0, Wire::connections);
@@ -542,6 +543,7 @@ impl<S: InProcess> LoadTest<S> {
             max_in_flight: self.max_in_flight,
             timeout: self.timeout,
             seed: self.seed,
+            over_connection: false,
             pass_limiter: self.pass_limiter,
             token: self.token.clone(),
             pacer: self.pacer,

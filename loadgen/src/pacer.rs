@@ -16,7 +16,7 @@ const NAP: Duration = Duration::from_millis(20);
 /// Who wakes requests when they are due.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Pacer {
-    /// A thread of its own that sleeps until shortly before the time, then spins: late by some 20 µs at the median, at the
+    /// A thread of its own that sleeps until shortly before the time, then spins: late by a microsecond or so, at the
     /// cost of a part of a processor.
     #[default]
     Precise,
@@ -77,15 +77,15 @@ impl Taking {
     }
 }
 
-/// Calls `arrive` with each arrival's number and intended start, when it is due and in order. Arrivals
-/// that are already due come at once, one after the other, each with its own intended start.
+/// Calls `arrive` with each arrival's number, its intended start and the present moment, when it is due and in order.
+/// Arrivals that are already due come at once, one after the other, each with its own intended start.
 ///
 /// Blocks the calling thread until the schedule ends or `stopped` says so.
 pub(crate) fn keep(
     mut starts: impl Iterator<Item = Duration>,
     start: Instant,
     stopped: impl Fn() -> bool,
-    mut arrive: impl FnMut(u64, Duration),
+    mut arrive: impl FnMut(u64, Duration, Instant),
 ) -> Paced {
     sharpen_sleep();
     let mut taking = Taking::default();
@@ -95,7 +95,7 @@ pub(crate) fn keep(
             let due = std::iter::once(at).chain(starts).take_while(|at| *at < elapsed);
             return taking.end(due.count() as u64);
         };
-        arrive(taking.take(now), at);
+        arrive(taking.take(now), at, now);
     }
     taking.end(0)
 }
@@ -137,8 +137,9 @@ mod tests {
             starts(200, Duration::from_micros(500)),
             start,
             || false,
-            |n, at| {
+            |n, at, now| {
                 assert_eq!(n, next);
+                assert!(now >= start + at);
                 assert!(start.elapsed() >= at);
                 next += 1;
             },
@@ -154,7 +155,7 @@ mod tests {
             starts(3_600_000, Duration::from_millis(1)),
             start,
             || stopped.get(),
-            |n, _| {
+            |n, _, _| {
                 if n == 4 {
                     // Arrivals 5 to at least 24 fall due behind this one's back.
                     while start.elapsed() < Duration::from_millis(25) {

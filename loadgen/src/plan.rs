@@ -72,6 +72,8 @@ pub(crate) struct Plan {
     pub(crate) timeout: Duration,
     pub(crate) seed: u64,
     pub(crate) pass_limiter: bool,
+    /// The service is reached through a connection, not by a call.
+    pub(crate) over_connection: bool,
     /// Goes with each request, past a limiter over a connection, and asks for the server's times.
     pub(crate) token: Option<HeaderValue>,
     pub(crate) pacer: Pacer,

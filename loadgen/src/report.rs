@@ -396,7 +396,8 @@ pub struct ClientView {
     pub response_time: Latency,
     /// From the dispatch to the drained body, successes only.
     pub service_time: Latency,
-    /// From the intended start to the dispatch: the generator's own lateness, all requests.
+    /// From the intended start to the dispatch: the generator's own lateness, all requests. What arrivals wait for a
+    /// worker of the runtime that they were handed to, which is the service's, is not in it.
     pub lag: Latency,
     /// Response time of everything that failed.
     pub failed: Latency,
@@ -553,8 +554,8 @@ pub struct Attribution {
     pub requests: u64,
     /// Their mean response time.
     pub response_us: f64,
-    /// The share of each part in it, 0 to 1; they sum to 1. `lag`, `outside`, the phases that the layer saw, and
-    /// `handler` for the rest.
+    /// The share of each part in it, 0 to 1; they sum to 1. `lag`, `runtime` (waiting for a worker of the service's
+    /// runtime), `outside`, the phases that the layer saw, and `handler` for the rest.
     pub shares: BTreeMap<String, f64>,
     /// Lower ends of the shares' intervals, each wrong with a probability of 5 %; empty if there are too few
     /// requests, or blocks of time with any, to say.

@@ -528,7 +528,7 @@ async fn pace_by_thread<S: InProcess>(
             starts,
             load.start,
             || load.is_stopped(),
-            |n, intended| dropped += u64::from(!arrive(&load, &runtime, n, intended)),
+            |n, intended, now| dropped += u64::from(!arrive(&load, &runtime, n, intended, now)),
         );
         // Nobody listens any more if the run itself was dropped.
         let _ = done.send((paced, dropped));
@@ -548,21 +548,27 @@ async fn pace_by_timer<S: InProcess>(load: &Arc<Load<S>>, mut starts: Limited<S>
             let due = std::iter::once(at).chain(starts).take_while(|at| *at < elapsed);
             return (taking.end(due.count() as u64), dropped);
         }
-        let n = taking.take(Instant::now());
-        dropped += u64::from(!arrive(load, &runtime, n, at));
+        let now = Instant::now();
+        dropped += u64::from(!arrive(load, &runtime, taking.take(now), at, now));
     }
     (taking.end(0), dropped)
 }
 
-/// Sends an arrival, unless too many are under way.
-fn arrive<S: InProcess>(load: &Arc<Load<S>>, runtime: &Handle, n: u64, intended: Duration) -> bool {
+/// Sends an arrival, at `now`, unless too many are under way.
+fn arrive<S: InProcess>(
+    load: &Arc<Load<S>>,
+    runtime: &Handle,
+    n: u64,
+    intended: Duration,
+    now: Instant,
+) -> bool {
     // Only one pacer sends, so the count can be too high but never too low.
     if load.under_way.load(Relaxed) >= load.plan.max_in_flight as u64 {
         load.tally.lock().drop_arrival(intended);
         return false;
     }
     load.sink.sent();
-    runtime.spawn(UnderWay::begin(load.clone()).arrival(n, intended));
+    runtime.spawn(UnderWay::begin(load.clone()).arrival(n, intended, now));
     true
 }
 

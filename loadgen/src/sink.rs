@@ -31,6 +31,8 @@ pub(crate) struct Sample {
     pub(crate) lag: Duration,
     /// From the dispatch to the drained body.
     pub(crate) service_time: Duration,
+    /// Of it, the time until a worker of the service's runtime began with the request.
+    pub(crate) waited: Duration,
     pub(crate) answer: Answer,
     /// The layer's view of the same request.
     pub(crate) server: Option<ServerView>,

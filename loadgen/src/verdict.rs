@@ -268,10 +268,13 @@ fn attribute(row: &Row, names: Option<&ServerNames>, seed: u64) -> Vec<Attributi
     let Some(names) = names else { return Vec::new() };
     let name = |part| match part {
         Part::Lag => "lag".to_owned(),
+        Part::Runtime => "runtime".to_owned(),
         Part::Outside => "outside".to_owned(),
         Part::Handler => "handler".to_owned(),
         Part::Phase(phase) => match names.phase(phase) {
-            name if matches!(name.as_str(), "lag" | "outside") => format!("phase {name}"),
+            name if matches!(name.as_str(), "lag" | "runtime" | "outside") => {
+                format!("phase {name}")
+            }
             name => name,
         },
     };

@@ -236,6 +236,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                     intended: Duration::from_secs_f64(MEASURED_S).mul_f64(i as f64 / n as f64),
                     lag: micros(late),
                     service_time: micros(service),
+                    waited: if closed { Duration::ZERO } else { micros(0.3 * (service - server)) },
                     answer: Answer { bytes: 420, ..Answer::without_response(ClientOutcome::Ok) },
                     server: Some(ServerView {
                         route: 0,
@@ -509,6 +510,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
 fn part_name(part: Part) -> String {
     let name = match part {
         Part::Lag => "lag",
+        Part::Runtime => "runtime",
         Part::Outside => "outside",
         Part::Phase(2) => "pool_wait:db",
         Part::Phase(_) => "query:db",
