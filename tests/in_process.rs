@@ -23,6 +23,8 @@ use parallax_loadgen::{
 };
 use parallax_middleware::{BypassPolicy, LoadMark, Perf};
 
+use crate::support::limited;
+
 const SHORT: Duration = Duration::from_millis(400);
 /// Longer than any run takes that is stopped.
 const LONG: Duration = Duration::from_secs(600);
@@ -271,16 +273,8 @@ async fn a_threshold_on_a_mistyped_route_is_invalid_and_names_the_routes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_in_process_pass_goes_around_the_limiter_and_is_counted() {
-    async fn turn_away(_: Request, _: Next) -> Response {
-        StatusCode::TOO_MANY_REQUESTS.into_response()
-    }
-    let limited = || {
-        let perf = Perf::new();
-        bare_app()
-            .layer(perf.bypass(BypassPolicy::in_process()).around(from_fn(turn_away)))
-            .layer(perf.layer())
-    };
-    let passing = run(LoadTest::new(limited()).get("/fast").users(2).pass_limiter(true)).await;
+    let passing =
+        run(LoadTest::new(limited(bare_app())).get("/fast").users(2).pass_limiter(true)).await;
     assert_conserved(&passing.conservation);
     assert_eq!(passing.conservation.outcomes.ok, passing.conservation.sent);
     let view = passing.server.expect("the layer answered");
@@ -288,7 +282,7 @@ async fn an_in_process_pass_goes_around_the_limiter_and_is_counted() {
     let limiter = view.limiter.expect("it did something");
     assert_eq!((limiter.bypassed, limiter.limited), (passing.conservation.sent, 0));
 
-    let limited = run(LoadTest::new(limited()).get("/fast").users(2)).await;
+    let limited = run(LoadTest::new(limited(bare_app())).get("/fast").users(2)).await;
     assert_eq!(limited.conservation.outcomes.limited, limited.conservation.sent);
     assert_eq!(limited.verdict, Verdict::Invalid);
 }

@@ -12,7 +12,26 @@ pub(crate) mod wire;
 
 use std::{future::Future, time::Duration};
 
+use axum::{
+    Router,
+    extract::Request,
+    http::StatusCode,
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+};
+use parallax_middleware::{BypassPolicy, Perf};
 use tokio::time::{Instant, sleep};
+
+/// The service behind a limiter that turns all requests away but those with a pass, and behind the layer.
+pub(crate) fn limited(service: Router) -> Router {
+    async fn turn_away(_: Request, _: Next) -> Response {
+        StatusCode::TOO_MANY_REQUESTS.into_response()
+    }
+    let perf = Perf::new();
+    service
+        .layer(perf.bypass(BypassPolicy::in_process()).around(from_fn(turn_away)))
+        .layer(perf.layer())
+}
 
 /// Waits until `reached` returns something, by asking every few milliseconds.
 ///

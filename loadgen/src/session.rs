@@ -6,6 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -209,17 +210,53 @@ impl Session {
             let Some((name, value)) = parts.next().and_then(|pair| pair.split_once('=')) else {
                 continue;
             };
-            let ends = parts.any(|part| {
-                part.split_once('=').is_some_and(|(attribute, value)| {
-                    attribute.eq_ignore_ascii_case("max-age")
-                        && value.parse::<i64>().is_ok_and(|seconds| seconds <= 0)
-                })
-            });
-            if ends {
+            if has_ended(parts) {
                 self.cookies.remove(name);
             } else {
                 self.cookies.insert(name.to_owned(), value.to_owned());
             }
+        }
+    }
+}
+
+/// Is a cookie with these attributes one that is to be forgotten? `Max-Age` counts before `Expires` (RFC 6265, 5.3).
+fn has_ended<'a>(attributes: impl Iterator<Item = &'a str>) -> bool {
+    let mut expired = false;
+    for (attribute, value) in attributes.filter_map(|attribute| attribute.split_once('=')) {
+        if attribute.eq_ignore_ascii_case("max-age")
+            && let Ok(seconds) = value.parse::<i64>()
+        {
+            return seconds <= 0;
+        }
+        if attribute.eq_ignore_ascii_case("expires") {
+            // Many write the date with hyphens, as Netscape did.
+            let date = httpdate::parse_http_date(value)
+                .or_else(|_| httpdate::parse_http_date(&value.replace('-', " ")));
+            expired = date.is_ok_and(|date| date <= SystemTime::now());
+        }
+    }
+    expired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cookie_ends_by_its_age_or_else_by_its_date() {
+        for (attributes, ended) in [
+            ("Path=/; HttpOnly", false),
+            ("Max-Age=0", true),
+            ("max-age=-1; Secure", true),
+            ("Max-Age=60", false),
+            ("Expires=Thu, 01 Jan 1970 00:00:00 GMT", true),
+            ("Path=/; expires=Thu, 01-Jan-1970 00:00:00 GMT", true),
+            ("Expires=Fri, 31 Dec 9999 23:59:59 GMT", false),
+            ("Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=60", false),
+            ("Max-Age=0; Expires=Fri, 31 Dec 9999 23:59:59 GMT", true),
+            ("Expires=someday; Max-Age=never", false),
+        ] {
+            assert_eq!(has_ended(attributes.split(';').map(str::trim)), ended, "{attributes}");
         }
     }
 }

@@ -10,17 +10,15 @@ use axum::{
     body::Body,
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri},
-    middleware::{Next, from_fn},
-    response::{IntoResponse, Response},
     routing::{any, get},
 };
 use bytes::Bytes;
 use futures_util::stream;
 use parallax_loadgen::{Http, LoadTest, Scenario, Stop, Transport, Verdict, render};
-use parallax_middleware::{BypassPolicy, LoadMark, Perf};
+use parallax_middleware::{LoadMark, Perf};
 
 use super::{CONNECTIONS, SHORT, assert_conserved, millis, run};
-use crate::support::wire;
+use crate::support::{limited, wire};
 
 fn bare_app() -> Router {
     Router::new()
@@ -157,24 +155,15 @@ async fn a_request_arrives_as_it_was_made_and_without_the_generators_own_header(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pass_of_a_limiter_goes_through_connections() {
-    async fn turn_away(_: Request, _: Next) -> Response {
-        StatusCode::TOO_MANY_REQUESTS.into_response()
-    }
-    let limited = || {
-        let perf = Perf::new();
-        bare_app()
-            .layer(perf.bypass(BypassPolicy::in_process()).around(from_fn(turn_away)))
-            .layer(perf.layer())
-    };
     for transport in CONNECTIONS {
-        let test = LoadTest::new(limited()).get("/fast").users(2).transport(transport);
+        let test = LoadTest::new(limited(bare_app())).get("/fast").users(2).transport(transport);
         let passing = run(test.pass_limiter(true)).await;
         assert_eq!(passing.conservation.outcomes.ok, passing.conservation.sent, "{transport}");
         let limiter =
             passing.server.expect("the layer answered").limiter.expect("it did something");
         assert_eq!((limiter.bypassed, limiter.limited), (passing.conservation.sent, 0));
 
-        let test = LoadTest::new(limited()).get("/fast").users(2).transport(transport);
+        let test = LoadTest::new(limited(bare_app())).get("/fast").users(2).transport(transport);
         let stopped = run(test).await;
         assert_eq!(stopped.conservation.outcomes.limited, stopped.conservation.sent);
     }
