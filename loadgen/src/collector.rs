@@ -269,6 +269,11 @@ impl Tally {
         self.last_end
     }
 
+    /// Has a request of this step ended?
+    pub(crate) fn has_seen(&self, step: u32) -> bool {
+        self.rows.range((step, None)..=(step, Some(u32::MAX))).next().is_some()
+    }
+
     /// How the finished requests ended.
     pub(crate) fn outcomes(&self) -> ClientOutcomes {
         self.finished

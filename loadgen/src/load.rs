@@ -71,6 +71,8 @@ pub(crate) struct Load<S> {
     pub(crate) start: Instant,
     /// No request is due at this moment or later.
     pub(crate) end: Instant,
+    /// Of the steps that are flows, by number: it has begun.
+    pub(crate) begun: Box<[AtomicBool]>,
     /// Requests that may still be sent, if their number is fixed.
     pub(crate) tickets: Option<AtomicU64>,
     /// Arrivals whose requests, or flows, are not over.
@@ -140,6 +142,15 @@ impl<S: InProcess> Load<S> {
         ready >= self.end || self.is_stopped()
     }
 
+    /// Notes that a step that is a flow has begun.
+    fn begin(&self, step: u32) {
+        let begun = &self.begun[step as usize];
+        // Once; after that, nobody writes what all read.
+        if !begun.load(Relaxed) {
+            begun.store(true, Relaxed);
+        }
+    }
+
     /// Have as many requests as were wanted their answers?
     pub(crate) fn all_answered(&self) -> bool {
         let wanted = self.tickets.as_ref().and(self.plan.requests);
@@ -190,6 +201,7 @@ impl<S: InProcess> Load<S> {
                         self.send(&mut sender, step, &mut request, ready, Duration::ZERO).await
                     }
                     Action::Flow(flow) => {
+                        self.begin(step);
                         let random = stream(rand::RngExt::random(&mut random), "flow", 0);
                         match Box::pin(self.clone().iterate(&**flow, random, ready, None)).await {
                             Some(received) => received,
@@ -492,6 +504,7 @@ impl<S: InProcess> UnderWay<S> {
                 load.send(&mut load.sender(), step, &mut request, ready, waited).await;
             }
             Action::Flow(flow) => {
+                load.begin(step);
                 load.clone().iterate(&**flow, random, ready, Some(waited)).await;
             }
         }

@@ -80,6 +80,8 @@ pub(crate) struct Findings {
     pub(crate) server_names: Option<ServerNames>,
     pub(crate) resources: Vec<ResourceRow>,
     pub(crate) errors: Vec<ErrorCount>,
+    /// Steps of the mix that had a weight and no turn, by name.
+    pub(crate) never_taken: Vec<String>,
     pub(crate) checks: Vec<Check>,
     /// Between arrivals; of an open workload.
     pub(crate) gaps: Option<LatencyHistogram>,
@@ -294,6 +296,7 @@ impl<S: InProcess> Phase<'_, S> {
             values: self.values.clone(),
             start,
             end: start + duration,
+            begun: self.plan.scenario.names().map(|_| AtomicBool::new(false)).collect(),
             tickets: self.plan.requests.filter(|_| measured).map(AtomicU64::new),
             under_way: AtomicU64::new(0),
             given_up: Stop::new(),
@@ -378,6 +381,8 @@ impl<S: InProcess> Phase<'_, S> {
         let measured = dispatched.ended.min(load.end).saturating_duration_since(load.start);
         // So many requests took until the last of them was answered, not until somebody noticed.
         let measured = if all_answered { measured.min(tally.last_end()) } else { measured };
+        let was_taken = |step: u32| tally.has_seen(step) || load.begun[step as usize].load(Relaxed);
+        let never_taken = self.plan.scenario.never_taken(was_taken);
         let server_names = load.server_names();
         tally.close(measured, server_names.as_ref());
         let (paced, dropped) = (dispatched.paced, dispatched.dropped);
@@ -400,6 +405,7 @@ impl<S: InProcess> Phase<'_, S> {
             server_names,
             resources,
             errors: load.failures.counts(),
+            never_taken,
             checks: load.checks.all(),
             gaps: (!closed).then_some(paced.gaps),
             cost: None,

@@ -153,6 +153,13 @@ impl Scenario {
         self.steps.iter().map(|step| &*step.name)
     }
 
+    /// The names of the steps that can be drawn, and whose numbers `was_taken` does not know.
+    pub(crate) fn never_taken(&self, was_taken: impl Fn(u32) -> bool) -> Vec<String> {
+        let steps = self.steps.iter().zip(0..).filter(|(step, _)| step.weight > 0);
+        let never = steps.filter(|(_, number)| !was_taken(*number));
+        never.map(|(step, _)| step.name.to_string()).collect()
+    }
+
     pub(crate) fn weights(&self) -> Vec<(String, u32)> {
         self.steps.iter().map(|step| (step.name.to_string(), step.weight)).collect()
     }

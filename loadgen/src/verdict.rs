@@ -177,6 +177,20 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
             format!("not one of {} requests succeeded: there is no latency to judge", counts.sent),
         );
     }
+    let missing = &findings.never_taken;
+    // A request that is still out may be the one of its kind.
+    if counts.sent > 0 && counts.in_flight == 0 && !findings.interrupted && !missing.is_empty() {
+        broken(
+            "never_sent",
+            format!(
+                "{} of the {} parts of the mix had no turn: {}. What was measured is another mix: run longer, or \
+                 leave out what is not to be tested",
+                missing.len(),
+                plan.scenario.names().count(),
+                some_of(missing),
+            ),
+        );
+    }
     if counts.in_flight > 0 && !findings.interrupted {
         broken(
             "in_flight",
@@ -257,6 +271,13 @@ fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation
     }
     let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Invalid };
     Validity { verdict, reasons }
+}
+
+/// The first few of the names, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    let (first, rest) = names.split_at(names.len().min(5));
+    let more = if rest.is_empty() { String::new() } else { format!(", and {} more", rest.len()) };
+    format!("{}{more}", first.join(", "))
 }
 
 fn p99(histogram: &LatencyHistogram) -> Option<Duration> {
