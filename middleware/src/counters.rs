@@ -411,14 +411,7 @@ impl RouteCells {
         // Ends before beginnings, over all shards: a request enters before it ends, so this order can only
         // see too many in flight, never fewer than none.
         for (kind, traffic) in self.shards.iter().flat_map(Shard::both) {
-            for (to, from) in kind.of(&mut sum).outcomes.iter_mut().zip(&traffic.outcomes) {
-                *to += from.load(Acquire);
-            }
-        }
-        for (kind, traffic) in self.shards.iter().flat_map(Shard::both) {
-            if let Some(streams) = traffic.streams.get() {
-                kind.of(&mut sum).streams.merge(streams.read());
-            }
+            traffic.read_ends_into(kind.of(&mut sum));
         }
         for shard in self.shards.iter() {
             sum.entered += shard.entered.load(Relaxed);
@@ -426,9 +419,9 @@ impl RouteCells {
             if let Some(limiter) = shard.limiter.get() {
                 sum.limiter.merge(limiter.read());
             }
-        }
-        for (kind, traffic) in self.shards.iter().flat_map(Shard::both) {
-            traffic.read_into(kind.of(&mut sum));
+            for (kind, traffic) in shard.both() {
+                traffic.read_into(kind.of(&mut sum));
+            }
         }
         for (traffic, phases) in sum.traffic_mut().into_iter().zip(&self.phases) {
             if let Some(phases) = phases.get() {
@@ -545,6 +538,16 @@ impl Traffic {
     #[inline]
     fn record(&self, histogram: &Histogram, writer: Writer, ns: u64) {
         histogram.get_or_init(|| HistogramCells::new(self.precision)).record(writer, ns);
+    }
+
+    /// Adds outcomes and the ends of streams.
+    fn read_ends_into(&self, sum: &mut TrafficCounts) {
+        for (to, from) in sum.outcomes.iter_mut().zip(&self.outcomes) {
+            *to += from.load(Acquire);
+        }
+        if let Some(streams) = self.streams.get() {
+            sum.streams.merge(streams.read());
+        }
     }
 
     /// Adds all but outcomes and the ends of streams.

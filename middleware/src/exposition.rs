@@ -9,7 +9,10 @@ use http::{
 };
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode_registry},
+    encoding::{
+        DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet,
+        text::encode_registry,
+    },
     metrics::MetricType,
     registry::Registry,
 };
@@ -129,8 +132,39 @@ fn type_of(family: Family) -> MetricType {
 fn sample(metric: &mut MetricEncoder<'_>, labels: &Labels<'_>, value: Value<'_>) -> fmt::Result {
     if labels.is_empty() {
         write(metric, value)
+    } else if let Some(labels) = Written::new(labels) {
+        write(&mut metric.encode_family(&labels)?, value)
     } else {
         write(&mut metric.encode_family(&labels)?, value)
+    }
+}
+
+/// Labels that are written once: the crate does it anew for each line of a histogram.
+struct Written<'a> {
+    /// Everything up to the last value. The crate writes a label's name as it is.
+    name: String,
+    value: &'a str,
+}
+
+impl<'a> Written<'a> {
+    /// `None` if a value has to be escaped, which is left to the crate, as the last one is in any case.
+    fn new(labels: &Labels<'a>) -> Option<Self> {
+        let ((last, value), labels) = labels.split_last()?;
+        let mut name = String::with_capacity(128);
+        for (label, value) in labels {
+            if value.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
+                return None;
+            }
+            name.extend([label, "=\"", value, "\","]);
+        }
+        name.push_str(last);
+        Some(Self { name, value })
+    }
+}
+
+impl EncodeLabelSet for Written<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        (&*self.name, self.value).encode(encoder.encode_label())
     }
 }
 
@@ -155,4 +189,58 @@ fn buckets(times: &LatencyHistogram) -> [(f64, u64); BOUNDS_NS.len() + 1] {
         *bucket = (bound as f64 / 1e9, n);
     }
     buckets
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+    /// One histogram, with labels that are written once or by the crate for each line.
+    #[derive(Debug)]
+    struct Labelled {
+        values: Vec<String>,
+        once: bool,
+    }
+
+    impl Collector for Labelled {
+        fn encode(&self, mut descriptors: DescriptorEncoder<'_>) -> fmt::Result {
+            let mut times = LatencyHistogram::new();
+            times.record(Duration::from_millis(7));
+            let value = Value::Times(&times);
+            let labels = NAMES.into_iter().zip(self.values.iter().map(String::as_str));
+            let labels: &Labels<'_> = &labels.collect::<Vec<_>>();
+            let mut metric =
+                descriptors.encode_descriptor("x_seconds", "X", None, MetricType::Histogram)?;
+            if self.once {
+                sample(&mut metric, labels, value)
+            } else {
+                write(&mut metric.encode_family(&labels)?, value)
+            }
+        }
+    }
+
+    fn text(collector: Labelled) -> String {
+        let mut text = String::new();
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(collector));
+        encode_registry(&mut text, &registry).expect("a text takes all that is written");
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn labels_that_are_written_once_are_what_the_crate_would_write(
+            values in prop::collection::vec(r#"[a-z/{}="\\\n\ré,]{0,6}"#, 1..=4),
+        ) {
+            let [once, by_line] =
+                [true, false].map(|once| text(Labelled { values: values.clone(), once }));
+            prop_assert_eq!(once, by_line);
+        }
+    }
 }
