@@ -346,6 +346,6 @@ fn main() {
     let tables = format!("{tables}\n{}", memory(effort));
     print!("{tables}");
     if bench && !arguments.iter().any(|argument| argument == "--print") {
-        write_tables("generator", &tables);
+        write_tables("performance.md", "generator", &tables);
     }
 }

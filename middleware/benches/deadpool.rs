@@ -242,6 +242,6 @@ fn main() {
     }
     print!("{table}");
     if names.is_empty() {
-        write_tables("deadpool", &table);
+        write_tables("performance.md", "deadpool", &table);
     }
 }

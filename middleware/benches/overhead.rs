@@ -381,7 +381,7 @@ fn main() {
     }
     print!("{table}\n{parts_table}");
     if names.is_empty() {
-        write_tables("overhead", &table);
-        write_tables("parts", &parts_table);
+        write_tables("performance.md", "overhead", &table);
+        write_tables("performance.md", "parts", &parts_table);
     }
 }

@@ -242,6 +242,6 @@ fn main() {
     let table = runtime.block_on(run(ROUNDS));
     print!("{table}");
     if !arguments.iter().any(|argument| argument == "--print") {
-        write_tables("pools", &table);
+        write_tables("performance.md", "pools", &table);
     }
 }

@@ -220,6 +220,6 @@ fn main() {
     let table = runtime.block_on(async { tokio::spawn(run()).await.expect("no panic") });
     print!("{table}");
     if table.starts_with('|') {
-        write_tables("scrape", &table);
+        write_tables("performance.md", "scrape", &table);
     }
 }

@@ -573,7 +573,7 @@ fn main() {
     }
     let tables = tables(&times);
     print!("{tables}");
-    write_tables("storage", &tables);
+    write_tables("performance.md", "storage", &tables);
 }
 
 /// That every candidate counts everything, also while it is read, in buckets that keep two digits; and what

@@ -29,9 +29,9 @@ pub(crate) fn instructions(
     Some((count(2 * runs)? - count(runs)?) / runs as f64)
 }
 
-/// Puts tables between their markers in the page on performance.
-pub(crate) fn write_tables(name: &str, tables: &str) {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
+/// Puts tables between their markers in a page of the documentation.
+pub(crate) fn write_tables(page: &str, name: &str, tables: &str) {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
     let text = fs::read_to_string(&page).expect("the page is there");
     let (first, last) = (format!("<!-- {name} -->"), format!("<!-- /{name} -->"));
     let (before, rest) = text.split_once(&first).expect("the first marker");

@@ -1,0 +1,204 @@
+//! Do verdicts depend on the day? `cargo bench -p example-service --bench calibration`.
+//!
+//! The load of `validate --quick` on the example service, unchanged, again and again: first a few times to find out
+//! what its figures are, then twenty times against limits that are 30 % away from them. On the far side of a figure
+//! a limit must never be found broken, nor a run invalid; on the near side, never kept. The table goes into
+//! `docs/measurement.md`, between its markers, unless `-- --print` is given; if a verdict is wrong, the exit code
+//! says so.
+#![allow(missing_docs, reason = "a benchmark has no API")]
+
+#[allow(dead_code, reason = "other benchmarks use more of it")]
+#[path = "../../middleware/benches/support/mod.rs"]
+mod support;
+
+use std::{collections::BTreeMap, env, fmt::Write as _, process::ExitCode, time::Duration};
+
+use example_service::{ApiKey, Config, SeedPlan, Seeder, Service, workload};
+use parallax_loadgen::{LoadTest, Report, Verdict};
+use tempfile::TempDir;
+
+use crate::support::{median, write_tables};
+
+/// How far a limit is from what is usual.
+const AWAY: f64 = 0.3;
+const FRESH: Duration = Duration::from_secs(120);
+
+/// How much is done.
+#[derive(Clone, Copy)]
+struct Effort {
+    entities: u64,
+    learning: usize,
+    runs: usize,
+    warmup: Duration,
+    duration: Duration,
+}
+
+const FULL: Effort = Effort {
+    entities: 10_000,
+    learning: 5,
+    runs: 20,
+    warmup: Duration::from_secs(2),
+    duration: Duration::from_secs(5),
+};
+const LOOK: Effort = Effort {
+    entities: 100,
+    learning: 1,
+    runs: 1,
+    warmup: Duration::ZERO,
+    duration: Duration::from_millis(200),
+};
+
+#[derive(Clone, Copy, Debug)]
+enum Load {
+    Closed,
+    Open,
+}
+
+/// A limit that a usual run keeps, or one that it does not.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Side {
+    Kept,
+    Broken,
+}
+
+/// What is judged: a figure, and whether more of it is worse.
+const FIGURES: [(&str, bool); 3] = [("p50", true), ("p95", true), ("rate", false)];
+
+struct Bench {
+    service: Service,
+    plan: SeedPlan,
+    effort: Effort,
+    _folder: TempDir,
+}
+
+impl Bench {
+    async fn start(effort: Effort) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("calibration.db").display().to_string();
+        let key = ApiKey::new("a-key-for-calibration").expect("a key");
+        let config = Config::builder().database_url(format!("sqlite://{file}?mode=rwc"));
+        let config = config.api_key(key).build().expect("the settings are valid");
+        let service = Service::start(config).await.expect("it starts");
+        let plan = SeedPlan::new(effort.entities, 1).expect("it can be seeded");
+        let seeder = Seeder::new(&service);
+        let seeded = seeder.seed(&plan, |_| {}).await.expect("it takes what it is seeded with");
+        seeder.wait_until_fresh(&seeded, FRESH).await.expect("its model knows it");
+        Self { service, plan, effort, _folder: folder }
+    }
+
+    async fn run(&self, load: Load, limits: &[String]) -> Report {
+        let test = LoadTest::new(self.service.router())
+            .scenario(workload::mix(&self.plan, self.service.api_key()))
+            .warmup(self.effort.warmup)
+            .duration(self.effort.duration)
+            .pass_limiter(true);
+        let test = match load {
+            Load::Closed => test.users(1_000).think_time(Duration::from_millis(100)),
+            Load::Open => test.rate(2_000),
+        };
+        let test = limits.iter().fold(test, |test, limit| test.threshold(limit));
+        test.run().await.expect("the plan is valid")
+    }
+
+    /// What the figures usually are, in the order of [`FIGURES`]: microseconds, and requests per second.
+    async fn usual(&self, load: Load) -> Vec<f64> {
+        let mut found = vec![Vec::new(); FIGURES.len()];
+        for _ in 0..self.effort.learning {
+            let client = self.run(load, &[]).await.runs.remove(0).client;
+            let times = client.response_time.summary;
+            let figures = [times.p50_us, times.p95_us, Some(client.rate)];
+            found.iter_mut().zip(figures).for_each(|(found, figure)| found.extend(figure));
+        }
+        found.into_iter().map(median).collect()
+    }
+}
+
+fn limit(figure: &str, more_is_worse: bool, usual: f64, side: Side) -> String {
+    let above = more_is_worse == (side == Side::Kept);
+    let limit = usual * if above { 1.0 + AWAY } else { 1.0 - AWAY };
+    if more_is_worse {
+        format!("{figure} < {limit:.3}us")
+    } else {
+        format!("{figure} >= {limit:.1}/s")
+    }
+}
+
+/// How often each verdict was found.
+type Verdicts = BTreeMap<Verdict, u64>;
+
+/// The table, and whether all verdicts were right.
+async fn calibrate(effort: Effort) -> (String, bool) {
+    let bench = Bench::start(effort).await;
+    let mut table = String::from(
+        "| load | limit | usual | pass | inconclusive | fail | invalid |\n|---|---|---:|---:|---:|---:|---:|\n",
+    );
+    let mut right = true;
+    for load in [Load::Closed, Load::Open] {
+        let usual = bench.usual(load).await;
+        let limits: Vec<(Side, usize, String)> = [Side::Kept, Side::Broken]
+            .into_iter()
+            .flat_map(|side| (0..FIGURES.len()).map(move |figure| (side, figure)))
+            .map(|(side, figure)| {
+                let (name, more_is_worse) = FIGURES[figure];
+                (side, figure, limit(name, more_is_worse, usual[figure], side))
+            })
+            .collect();
+        let texts: Vec<String> = limits.iter().map(|(.., text)| text.clone()).collect();
+        let mut found = vec![Verdicts::new(); limits.len()];
+        for _ in 0..effort.runs {
+            let run = bench.run(load, &texts).await.runs.remove(0);
+            for reason in &run.validity.reasons {
+                eprintln!("{load:?}: {}: {}", reason.rule, reason.message);
+            }
+            for (verdicts, result) in found.iter_mut().zip(&run.thresholds) {
+                // Of a run that is invalid no figure counts.
+                let verdict = result.verdict.max(run.validity.verdict);
+                *verdicts.entry(verdict).or_default() += 1;
+                eprintln!("{load:?}: {}: {verdict}, {:?}", result.expression, result.observed);
+            }
+        }
+        for ((side, figure, text), verdicts) in limits.iter().zip(&found) {
+            let count = |verdict| verdicts.get(&verdict).copied().unwrap_or(0);
+            let wrong = count(match side {
+                Side::Kept => Verdict::Fail,
+                Side::Broken => Verdict::Pass,
+            });
+            right &= wrong + count(Verdict::Invalid) == 0;
+            let usual = match FIGURES[*figure] {
+                (_, true) => format!("{:.3} ms", usual[*figure] / 1e3),
+                (_, false) => format!("{:.0}/s", usual[*figure]),
+            };
+            let _ = writeln!(
+                table,
+                "| {load:?} | `{text}` | {usual} | {} | {} | {} | {} |",
+                count(Verdict::Pass),
+                count(Verdict::Inconclusive),
+                count(Verdict::Fail),
+                count(Verdict::Invalid)
+            );
+        }
+    }
+    bench.service.shutdown().await;
+    (table, right)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    // `cargo test --benches`: only that all do their part.
+    let effort = if has("--bench") { FULL } else { LOOK };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (table, right) = runtime.block_on(calibrate(effort));
+    print!("{table}");
+    if has("--bench") && !has("--print") {
+        write_tables("measurement.md", "calibration", &table);
+    }
+    if right || !has("--bench") {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!(
+            "a verdict was wrong: a limit of the first side failed, one of the second passed, or a run was invalid"
+        );
+        ExitCode::FAILURE
+    }
+}
