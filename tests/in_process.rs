@@ -169,6 +169,53 @@ async fn errors_do_not_enter_success_latency() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_route_has_both_sides_of_its_requests_and_what_is_between_them() {
+    async fn turn_some_away(request: Request, next: Next) -> Response {
+        static N: AtomicU64 = AtomicU64::new(0);
+        if request.uri().path() == "/fast" && N.fetch_add(1, Relaxed).is_multiple_of(4) {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
+        next.run(request).await
+    }
+    let app = app().layer(from_fn(turn_some_away));
+    let others = app.clone();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let foreign = tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            while !stop.load(Relaxed) {
+                let request = Request::get("/items/7").body(axum::body::Body::empty());
+                let answer =
+                    tower::ServiceExt::oneshot(others.clone(), request.expect("it is a request"))
+                        .await;
+                assert_eq!(answer.expect("it answers").status(), StatusCode::OK);
+                tokio::time::sleep(millis(1)).await;
+            }
+        }
+    });
+    let test = LoadTest::new(app).get("/fast").get("/items/7").get("/never").get("/panic").users(4);
+    let run = run(test.timeout(millis(20))).await;
+    stop.store(true, Relaxed);
+    foreign.await.expect("it ends");
+    assert_conserved(&run.conservation);
+    let of = |route: &str| {
+        let mut routes = run.client.routes.iter();
+        let row = routes.find(|row| row.route == route).expect("it is there");
+        (row.conservation.clone().expect("there is a layer"), row.outcomes)
+    };
+    for route in ["GET /fast", "GET /items/{id}", "GET /never", "GET /panic"] {
+        let (counts, outcomes) = of(route);
+        assert_eq!(counts.finished, outcomes.total(), "{route}: {counts:?}");
+        assert_eq!(counts.finished, counts.recorded - counts.foreign + counts.not_seen, "{route}");
+        assert_eq!(counts.unexplained, 0, "{route}");
+        assert_eq!(counts.foreign > 0, route == "GET /items/{id}", "{route}: {counts:?}");
+        assert_eq!(counts.not_seen > 0, route == "GET /fast", "{route}: {counts:?}");
+        assert_eq!(counts.timed_out, if route == "GET /never" { outcomes.timeout } else { 0 });
+    }
+    assert!(of("GET /never").0.timed_out > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_clients_of_the_service_are_told_apart() {
     let perf = Perf::new();
     let app = bare_app().layer(perf.layer());

@@ -10,18 +10,20 @@ use parallax_middleware::{LatencyHistogram, Outcome};
 
 use crate::{
     attribution::{BLOCKS, Parts},
+    conservation::Finished,
     outcome::ClientOutcome,
     plan::Plan,
     report::ClientOutcomes,
     scenario::StepNames,
     server_names::ServerNames,
     sink::Sample,
+    stall::{MAX_ROUTES, TimesBySlot},
     statistics::{Window, window_width},
     threshold::{Metric, Threshold},
 };
 
 /// Slots that a run is cut into at the most; those of a longer one are longer.
-const MAX_SLOTS: usize = 256;
+pub(crate) const MAX_SLOTS: usize = 256;
 /// Where the length of a run is not known, slots begin with this width and double it when they become too many.
 const SHORTEST_SLOT: Duration = Duration::from_millis(100);
 
@@ -61,6 +63,8 @@ pub(crate) struct Tally {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     pub(crate) outcomes: ClientOutcomes,
+    /// The same requests, by what the layer told of them.
+    pub(crate) finished: Finished,
     /// Successes that were complete before the phase was over: over its length, the rate.
     pub(crate) in_time: u64,
     pub(crate) bytes: u64,
@@ -70,6 +74,8 @@ pub(crate) struct Row {
     pub(crate) outside: LatencyHistogram,
     /// Of the successes that the layer saw.
     pub(crate) parts: Parts,
+    /// Response times of successes and of what was given up; of the first rows only.
+    pub(crate) times: Option<TimesBySlot>,
     /// Which watches look at this row, by position; decided when the row is made.
     watched: Vec<usize>,
 }
@@ -151,21 +157,31 @@ impl Tally {
 
     fn add(&mut self, sample: &Sample, server: Option<&ServerNames>) {
         let route = sample.server.as_ref().map(|server| server.route);
+        let room = self.rows.len() < MAX_ROUTES;
         let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
             // Of what the layer did not see, the route is known at the end only.
             let name = route.map(|_| route_name(&self.names, sample.step, route, server));
             let looks = |watch: &Watch| watch.route.is_none() || watch.route == name;
             let matches = self.watches.iter().enumerate().filter(|(_, watch)| looks(watch));
-            Row { watched: matches.map(|(index, _)| index).collect(), ..Row::default() }
+            Row {
+                watched: matches.map(|(index, _)| index).collect(),
+                times: room.then(TimesBySlot::default),
+                ..Row::default()
+            }
         });
         let response_time = sample.lag + sample.service_time;
         let outcome = sample.answer.outcome;
         let ok = outcome == ClientOutcome::Ok;
         row.outcomes.add(outcome);
+        let timed_out = outcome == ClientOutcome::Timeout;
+        row.finished.add(sample.server.as_ref().map(|server| server.outcome), timed_out);
         row.bytes += sample.answer.bytes;
         self.finished.add(outcome);
         self.last_end = self.last_end.max(sample.intended + response_time);
         self.lag.record(sample.lag);
+        if let (Some(times), true) = (&mut row.times, ok || timed_out) {
+            times.add(sample.intended, response_time, self.timeline.width());
+        }
         self.timeline.add(sample.intended, ok.then_some(response_time));
         if ok {
             let in_time = self.timeline.complete(sample.intended + response_time);
@@ -307,6 +323,7 @@ impl Tally {
 impl Row {
     pub(crate) fn merge(&mut self, other: &Self) {
         self.outcomes.merge(&other.outcomes);
+        self.finished.merge(&other.finished);
         self.in_time += other.in_time;
         self.bytes += other.bytes;
         self.response_time.merge(&other.response_time);
@@ -314,6 +331,9 @@ impl Row {
         self.server_time.merge(&other.server_time);
         self.outside.merge(&other.outside);
         self.parts.merge(&other.parts);
+        if let Some(theirs) = &other.times {
+            self.times.get_or_insert_default().merge(theirs);
+        }
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Load<S> {
     pub(crate) watch: Option<Watch>,
     /// Names that come over a connection, if the server is asked for its times.
     pub(crate) told: Option<Arc<Told>>,
+    /// Requests of all phases that ended for the client, and not within the grace for the server.
+    pub(crate) unsettled: Arc<AtomicU64>,
     /// What the setup left for every session.
     pub(crate) values: BTreeMap<String, String>,
     pub(crate) start: Instant,
@@ -363,7 +365,8 @@ impl<S: InProcess> Load<S> {
         };
         let received = Instant::now();
         if self.probes.answered_by().is_some() {
-            settle(&mut sender.probe).await;
+            let settled = settle(&mut sender.probe).await;
+            self.unsettled.fetch_add(u64::from(!settled), Relaxed);
         }
         // A service that blocked its thread answered in one poll, and no timer could interrupt it; its
         // client has given up all the same.
@@ -451,18 +454,22 @@ impl<S> Load<S> {
 }
 
 /// Waits until the server's side of a request is over: behind a connection it learns a little later than the
-/// client, or notices later, that the request has ended. It is given up like any that never ends.
-pub(crate) async fn settle(probe: &mut Probe) {
+/// client, or notices later, that the request has ended. It is given up like any that never ends: false if it was.
+pub(crate) async fn settle(probe: &mut Probe) -> bool {
     if probe.record().is_some() {
-        return;
+        return true;
     }
     let mut turns = 0_u32;
     let deadline = Instant::now() + DRAIN_GRACE;
-    while probe.record().is_none() && probe.is_shared() && Instant::now() < deadline {
+    while probe.record().is_none() && probe.is_shared() {
+        if Instant::now() >= deadline {
+            return false;
+        }
         turns += 1;
         // Most often it is a matter of who of two tasks runs first.
         if turns < 16 { yield_now().await } else { sleep(Duration::from_millis(1)).await }
     }
+    true
 }
 
 pub(crate) fn equip(request: &mut Request<Bytes>, plan: &Plan, probe: &Probe) {

@@ -301,7 +301,8 @@ pub struct ServerConservation {
 }
 
 /// One route's requests as both sides count them, and what accounts for the difference:
-/// `finished + in_flight = recorded - foreign + not_seen`, but for `unexplained`.
+/// `finished = recorded - foreign + not_seen`, but for `unexplained`, and for requests that a run gave up waiting for:
+/// the layer may have recorded those.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
 pub struct RouteConservation {
     /// Requests that ended for the client, however they did.

@@ -69,7 +69,8 @@ pub(crate) struct Findings {
     pub(crate) sent: u64,
     pub(crate) unsent: u64,
     pub(crate) in_flight: u64,
-    /// Requests that the warm-up gave up waiting for: the layer may count them in the measured phase.
+    /// Requests that the warm-up gave up waiting for, and those whose server gave no sign of their end: the layer
+    /// may count them in the measured phase.
     pub(crate) left_over: u64,
     pub(crate) started_at: SystemTime,
     pub(crate) measured: Duration,
@@ -134,6 +135,7 @@ pub(crate) async fn run<S: InProcess>(
         observer,
         watch: watch.clone(),
         told: plan.token.is_some().then(Told::new),
+        unsettled: Arc::default(),
         values: BTreeMap::new(),
     };
     if let Some(setup) = plan.scenario.setup_flow() {
@@ -157,6 +159,7 @@ pub(crate) async fn run<S: InProcess>(
         left_over = phase.run(Stage::WarmUp, plan.warmup).await?.in_flight;
     }
     let mut findings = phase.run(Stage::Measure, plan.duration).await?;
+    let unsettled = phase.unsettled.load(Relaxed);
     if let Some(teardown) = plan.scenario.teardown_flow() {
         let load = Arc::new(Load {
             stop: Stop::new(),
@@ -177,6 +180,7 @@ pub(crate) async fn run<S: InProcess>(
             return Err(RunError::NoWaits);
         }
     }
+    let left_over = left_over + unsettled;
     Ok(Findings { left_over, cost, ..findings })
 }
 
@@ -236,6 +240,7 @@ async fn calibrate(plan: &Arc<Plan>, stop: &Stop) -> Duration {
         observer: None,
         watch: None,
         told: None,
+        unsettled: Arc::default(),
         values: BTreeMap::new(),
     };
     cost_of_a_request(&phase.load(Stage::WarmUp, MAX_TIME, Timer::Runtime)).await
@@ -251,6 +256,7 @@ struct Phase<'a, S> {
     observer: Option<&'a Observer>,
     watch: Option<Watch>,
     told: Option<Arc<Told>>,
+    unsettled: Arc<AtomicU64>,
     values: BTreeMap<String, String>,
 }
 
@@ -293,6 +299,7 @@ impl<S: InProcess> Phase<'_, S> {
             host: self.host.clone(),
             watch: self.watch.clone(),
             told: self.told.clone(),
+            unsettled: self.unsettled.clone(),
             values: self.values.clone(),
             start,
             end: start + duration,
@@ -323,7 +330,8 @@ impl<S: InProcess> Phase<'_, S> {
                 Wanted::default(),
             )
             .await;
-            settle(&mut probe).await;
+            let settled = settle(&mut probe).await;
+            self.unsettled.fetch_add(u64::from(!settled), Relaxed);
             if probes.answered_by().is_some() {
                 return;
             }

@@ -7,6 +7,7 @@ use parallax_middleware::{LatencyHistogram, Snapshot, samples_needed};
 use crate::{
     attribution::Part,
     collector::{Row, Slot},
+    conservation::{Balance, Recorded},
     load::DRAIN_GRACE,
     plan::{Plan, Workload},
     render::{self, number},
@@ -17,6 +18,7 @@ use crate::{
     },
     runner::{Findings, unix_seconds},
     server_names::ServerNames,
+    stall::stalls,
     statistics::{self, Estimate, Window},
     threshold::{Metric, Stat, Threshold},
 };
@@ -48,8 +50,9 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         total.merge(row);
         total
     });
-    let conservation = conserve(&findings);
-    let mut validity = validate(plan, &findings, &total, &conservation);
+    let balance = balance(&findings, &rows);
+    let conservation = conserve(&findings, balance.as_ref());
+    let mut validity = validate(plan, &findings, &total, &conservation, balance.as_ref());
     let thresholds: Vec<_> = plan
         .thresholds
         .iter()
@@ -66,7 +69,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     }
     let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
     let measured = findings.measured;
-    let client = client_view(&findings, &rows, &total, plan.seed);
+    let client = client_view(&findings, &rows, &total, balance.as_ref(), plan.seed);
     Run {
         name: plan.name.clone(),
         plan: plan.summary(),
@@ -91,7 +94,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         hints: Vec::new(),
         littles_law: None,
         settling: None,
-        stalls: Vec::new(),
+        stalls: stalls(rows.values().filter_map(|row| row.times.as_ref()), measured),
         checks: findings.checks.clone(),
         generator: Some(generator_view(&findings)),
         thresholds,
@@ -120,25 +123,28 @@ fn generator_view(findings: &Findings) -> GeneratorView {
     }
 }
 
+/// Lays the routes of both sides beside each other; none without a layer.
+fn balance(findings: &Findings, rows: &BTreeMap<String, Row>) -> Option<Balance> {
+    let layer = Recorded::of(findings.server.as_ref()?);
+    let client = rows.iter().map(|(name, row)| (name.clone(), row.finished.clone())).collect();
+    // Of those that a phase gave up waiting for nobody knows how many the layer has seen end.
+    Some(Balance::of(&client, &layer, findings.in_flight + findings.left_over))
+}
+
 /// Accounts for every request, on both sides.
-fn conserve(findings: &Findings) -> Conservation {
+fn conserve(findings: &Findings, balance: Option<&Balance>) -> Conservation {
     let outcomes = findings.tally.outcomes();
     let seen = findings.tally.seen_by_server;
     let accounted = outcomes.total() + findings.in_flight;
     let scheduled = findings.dropped + findings.sent + findings.unsent;
-    let mut unexplained =
-        findings.sent.abs_diff(accounted) + findings.scheduled.abs_diff(scheduled);
-    let server = findings.server.as_ref().map(|interval| {
-        // The layer counts probes by itself; the client counts the ones that came back. Of those that a
-        // phase gave up waiting for nobody knows how many the layer has seen end.
-        let given_up = findings.in_flight + findings.left_over;
-        unexplained += interval.paired().abs_diff(seen).saturating_sub(given_up);
-        ServerConservation {
-            entered: interval.entered(),
-            recorded: interval.recorded(),
-            not_seen: outcomes.total().saturating_sub(seen),
-            foreign: interval.recorded().saturating_sub(interval.paired()),
-        }
+    let unexplained = findings.sent.abs_diff(accounted)
+        + findings.scheduled.abs_diff(scheduled)
+        + balance.map_or(0, |balance| balance.unexplained);
+    let server = findings.server.as_ref().map(|interval| ServerConservation {
+        entered: interval.entered(),
+        recorded: interval.recorded(),
+        not_seen: outcomes.total().saturating_sub(seen),
+        foreign: interval.recorded().saturating_sub(interval.paired()),
     });
     Conservation {
         scheduled: findings.scheduled,
@@ -153,20 +159,33 @@ fn conserve(findings: &Findings) -> Conservation {
 }
 
 /// Applies the rules that a run must pass before its figures mean anything.
-fn validate(plan: &Plan, findings: &Findings, total: &Row, counts: &Conservation) -> Validity {
+fn validate(
+    plan: &Plan,
+    findings: &Findings,
+    total: &Row,
+    counts: &Conservation,
+    balance: Option<&Balance>,
+) -> Validity {
     let mut reasons = Vec::new();
     let mut broken = |rule: &str, message: String| {
         reasons.push(Reason { rule: rule.to_owned(), message });
     };
     let tally = &findings.tally;
     if counts.unexplained > 0 {
+        let problems = balance.map(Balance::problems).filter(|problems| !problems.is_empty());
         broken(
             "conservation",
-            format!(
-                "{} requests are unaccounted for: client and layer do not count the same requests. \
-                 Does something else drive this service with probes at the same time?",
-                counts.unexplained
-            ),
+            match problems {
+                Some(problems) => format!(
+                    "{} requests are unaccounted for: client and layer do not count the same requests \
+                     ({problems}). Does something else drive this service with probes at the same time?",
+                    counts.unexplained
+                ),
+                None => format!(
+                    "{} requests are unaccounted for: the generator does not count what it sent",
+                    counts.unexplained
+                ),
+            },
         );
     }
     if counts.sent == 0 {
@@ -306,6 +325,7 @@ fn client_view(
     findings: &Findings,
     rows: &BTreeMap<String, Row>,
     total: &Row,
+    balance: Option<&Balance>,
     seed: u64,
 ) -> ClientView {
     let (tally, measured) = (&findings.tally, findings.measured);
@@ -331,7 +351,7 @@ fn client_view(
                 service_time: latency(&row.service_time),
                 server_time: latency(&row.server_time),
                 outside: latency(&row.outside),
-                conservation: None,
+                conservation: balance.and_then(|balance| balance.routes.get(name).cloned()),
                 attribution: attribute(row, names, seed),
             })
             .collect(),
