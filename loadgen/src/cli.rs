@@ -16,12 +16,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use self::{
     load::{LOAD, REPORT, REQUESTS},
     progress::{Display, Screen},
-    value::{count, duration, measurable, pause, positive, rate},
+    value::{count, duration, measurable, pause, positive, rate, threshold_file},
 };
 use crate::{
     load_test::{LoadTest, LoadTestError},
@@ -78,6 +78,12 @@ pub struct RunArgs {
     /// A requirement, like 'p99 < 25ms' or 'errors < 0.1%' (repeatable)
     #[arg(long = "threshold", value_name = "EXPR", value_parser = Threshold::parse, help_heading = REPORT)]
     pub thresholds: Vec<Threshold>,
+
+    /// File with the requirements of each route, like "GET /items/{id}" = ["p95 < 200ms"]
+    // The long path keeps clap from taking it for a flag with many values.
+    #[arg(long = "thresholds", value_name = "FILE", value_hint = ValueHint::FilePath,
+        value_parser = threshold_file, help_heading = REPORT)]
+    pub threshold_file: Option<std::vec::Vec<Threshold>>,
 
     /// Seed of every random choice: the same seed sends the same requests
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = LOAD)]
@@ -186,9 +192,8 @@ impl Session {
         if let Some(bound) = self.args.max_in_flight {
             test = test.max_in_flight(bound);
         }
-        for threshold in &self.args.thresholds {
-            test = test.threshold(&threshold.expression);
-        }
+        test = test.thresholds(self.args.thresholds.iter().cloned());
+        test = test.thresholds(self.args.threshold_file.iter().flatten().cloned());
         let display = Arc::new(Mutex::new(Display::new(&self.screen)));
         test = test.on_progress({
             let display = display.clone();

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use parallax_middleware::{LatencyHistogram, Outcome};
+use parallax_middleware::{LatencyHistogram, Outcome, PhaseTime};
 
 use crate::{
     attribution::{BLOCKS, Parts},
@@ -16,7 +16,7 @@ use crate::{
     report::ClientOutcomes,
     scenario::StepNames,
     server_names::ServerNames,
-    sink::Sample,
+    sink::{HANDLER, Sample},
     stall::{MAX_ROUTES, TimesBySlot},
     statistics::{Window, window_width},
     threshold::{Metric, Threshold},
@@ -48,6 +48,8 @@ pub(crate) struct Tally {
     /// Of the blocks that attribution looks at.
     block_width: Duration,
     watches: Vec<Watch>,
+    /// Names of the phases that requests were in, by their numbers.
+    phases: BTreeMap<u8, String>,
     /// What the layer did not see, by step and by the watch on a route that it may belong to.
     unseen: BTreeMap<(u32, usize), Slots>,
     /// No slot yet, of this phase's width.
@@ -84,6 +86,8 @@ pub(crate) struct Row {
 #[derive(Debug)]
 struct Watch {
     metric: Metric,
+    /// The number of the phase that it is about, once a request was in it.
+    phase: Option<u8>,
     route: Option<String>,
     slots: Slots,
 }
@@ -122,9 +126,9 @@ impl Tally {
         let mut watches: Vec<Watch> = Vec::new();
         for threshold in &plan.thresholds {
             let metric = watched_metric(threshold);
-            if !watches.iter().any(|w| w.metric == metric && w.route == threshold.route) {
-                let route = threshold.route.clone();
-                watches.push(Watch { metric, route, slots: timeline.clone() });
+            if !watches.iter().any(|w| w.metric == *metric && w.route == threshold.route) {
+                let (metric, route) = (metric.clone(), threshold.route.clone());
+                watches.push(Watch { metric, phase: None, route, slots: timeline.clone() });
             }
         }
         Self {
@@ -139,6 +143,7 @@ impl Tally {
             negative_pairs: 0,
             block_width,
             empty: timeline.clone(),
+            phases: BTreeMap::new(),
             unseen: BTreeMap::new(),
             timeline,
             watches,
@@ -156,6 +161,7 @@ impl Tally {
     }
 
     fn add(&mut self, sample: &Sample, server: Option<&ServerNames>) {
+        self.learn_phases(sample, server);
         let route = sample.server.as_ref().map(|server| server.route);
         let room = self.rows.len() < MAX_ROUTES;
         let row = self.rows.entry((sample.step, route)).or_insert_with(|| {
@@ -218,22 +224,27 @@ impl Tally {
             self.failed.record(response_time);
         }
         let ended = ok.then_some(sample.intended + response_time);
-        let value = |metric: Metric| match metric {
+        let known = sample.server.as_ref();
+        // What failed counts as over every limit, in every figure that it has.
+        let if_ok = |time: Duration| ok.then_some(time);
+        let value = |watch: &Watch| match &watch.metric {
             // A lag is a lag however the request ended.
             Metric::Lag => Some(Some(sample.lag)),
+            Metric::Phase(name) if name == HANDLER => known.map(|server| if_ok(server.handler)),
+            // What was not in the phase says nothing of it.
+            Metric::Phase(_) => known?.time_in(watch.phase?).map(if_ok),
             _ if !ok => Some(None),
             Metric::ServiceTime => Some(Some(sample.service_time)),
             // Of a success that the layer did not see there is nothing to say.
-            Metric::ServerTime => sample.server.as_ref().map(|server| Some(server.server_time)),
-            Metric::TimeToFirstByte => {
-                sample.server.as_ref().and_then(|server| server.first_byte).map(Some)
-            }
+            Metric::ServerTime => known.map(|server| Some(server.server_time)),
+            Metric::TimeToFirstByte => known.and_then(|server| server.first_byte).map(Some),
             Metric::Outside => outside.map(Some),
             _ => Some(Some(response_time)),
         };
         for index in &row.watched {
             let watch = &mut self.watches[*index];
-            watch.slots.watch(sample.intended, value(watch.metric), ended);
+            let value = value(watch);
+            watch.slots.watch(sample.intended, value, ended);
         }
         if route.is_none() {
             let on_routes = self.watches.iter().enumerate().filter(|(_, w)| w.route.is_some());
@@ -241,9 +252,26 @@ impl Tally {
                 self.unseen
                     .entry((sample.step, index))
                     .or_insert_with(|| self.empty.clone())
-                    .watch(sample.intended, value(watch.metric), ended);
+                    .watch(sample.intended, value(watch), ended);
             }
         }
+    }
+
+    fn learn_phases(&mut self, sample: &Sample, server: Option<&ServerNames>) {
+        let (Some(view), Some(names)) = (&sample.server, server) else { return };
+        for PhaseTime { phase, .. } in &view.phases {
+            if !self.phases.contains_key(phase) {
+                let metric = Metric::Phase(names.phase(*phase));
+                let watches = self.watches.iter_mut().filter(|watch| watch.metric == metric);
+                watches.for_each(|watch| watch.phase = Some(*phase));
+                self.phases.insert(*phase, names.phase(*phase));
+            }
+        }
+    }
+
+    /// Names of the phases that requests were in.
+    pub(crate) fn phases(&self) -> impl Iterator<Item = &str> {
+        self.phases.values().map(String::as_str)
     }
 
     /// The route of a row. What the layer did not see goes to the route that the rest of its step took,
@@ -305,7 +333,7 @@ impl Tally {
         let metric = watched_metric(threshold);
         self.watches
             .iter()
-            .find(|watch| watch.metric == metric && watch.route == threshold.route)
+            .find(|watch| watch.metric == *metric && watch.route == threshold.route)
             .map_or(&self.timeline, |watch| &watch.slots)
     }
 
@@ -344,14 +372,15 @@ fn slot_width(duration: Duration) -> Duration {
 }
 
 /// The metric whose slots a threshold needs: rates and error ratios are counted with any.
-fn watched_metric(threshold: &Threshold) -> Metric {
-    match threshold.metric {
+fn watched_metric(threshold: &Threshold) -> &Metric {
+    match &threshold.metric {
         metric @ (Metric::ServiceTime
         | Metric::ServerTime
         | Metric::Outside
         | Metric::TimeToFirstByte
-        | Metric::Lag) => metric,
-        _ => Metric::ResponseTime,
+        | Metric::Lag
+        | Metric::Phase(_)) => metric,
+        _ => &Metric::ResponseTime,
     }
 }
 

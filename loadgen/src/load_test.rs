@@ -23,7 +23,7 @@ use crate::{
     shape::Shape,
     stop::Stop,
     target::InProcess,
-    threshold::Threshold,
+    threshold::{Threshold, ThresholdError},
     transport::{Transport, UrlError, Wire},
     verdict,
 };
@@ -79,7 +79,7 @@ pub struct LoadTest<S = Router> {
     seed: u64,
     pass_limiter: bool,
     token: Option<HeaderValue>,
-    thresholds: Vec<String>,
+    thresholds: Vec<Threshold>,
     stop: Stop,
     observer: Option<Observer>,
     /// The first thing that a builder method could not make sense of.
@@ -350,9 +350,45 @@ impl<S: InProcess> LoadTest<S> {
         self
     }
 
-    /// Adds a requirement: `p99 < 25ms`, `errors < 0.1%`, `p95{route="GET /items/{id}"} <= 200ms`.
-    pub fn threshold(mut self, expression: &str) -> Self {
-        self.thresholds.push(expression.to_owned());
+    /// Adds a requirement: `p99 < 25ms`, `errors < 0.1%`, `p95{route="GET /items/{id}"} <= 200ms`,
+    /// `pool_wait:db p99 < 5ms`.
+    pub fn threshold(self, expression: &str) -> Self {
+        self.require(Threshold::parse(expression))
+    }
+
+    /// Adds requirements on one route, called as reports call it: `"GET /items/{id}"`.
+    ///
+    /// ```
+    /// # use axum::Router;
+    /// # use parallax_loadgen::LoadTest;
+    /// LoadTest::new(Router::new())
+    ///     .threshold("errors < 0.1%")
+    ///     .route_thresholds("GET /items/{id}", ["p95 < 200ms", "pool_wait:db p99 < 5ms"]);
+    /// ```
+    pub fn route_thresholds<'e>(
+        self,
+        route: &str,
+        expressions: impl IntoIterator<Item = &'e str>,
+    ) -> Self {
+        expressions.into_iter().fold(self, |test, expression| {
+            let threshold = Threshold::parse(expression);
+            test.require(threshold.and_then(|threshold| threshold.on_route(route)))
+        })
+    }
+
+    /// Adds requirements that are read already, like those of a [file](Threshold::read).
+    pub fn thresholds(mut self, thresholds: impl IntoIterator<Item = Threshold>) -> Self {
+        self.thresholds.extend(thresholds);
+        self
+    }
+
+    fn require(mut self, threshold: Result<Threshold, ThresholdError>) -> Self {
+        match threshold {
+            Ok(threshold) => self.thresholds.push(threshold),
+            Err(error) => {
+                self.mistake.get_or_insert(error.into());
+            }
+        }
         self
     }
 
@@ -528,8 +564,6 @@ impl<S: InProcess> LoadTest<S> {
         if self.requests == Some(0) {
             return Err(PlanError::NoRequestsWanted);
         }
-        let thresholds =
-            self.thresholds.iter().map(|e| Threshold::parse(e)).collect::<Result<_, _>>()?;
         Ok(Plan {
             name: self.name.clone(),
             workload,
@@ -550,7 +584,7 @@ impl<S: InProcess> LoadTest<S> {
             topology: self.topology,
             virtual_time: self.virtual_time,
             tags: self.tags.clone(),
-            thresholds,
+            thresholds: self.thresholds.clone(),
         })
     }
 }

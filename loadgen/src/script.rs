@@ -19,9 +19,10 @@ use std::{collections::BTreeMap, env, fs, ops::Range, path::Path, sync::Arc};
 use toml::{Spanned, Value};
 
 pub use self::error::ScriptError;
+pub(crate) use self::error::{Source, remedied};
 use self::{
     data::Data,
-    error::{Source, not_a_name, remedied},
+    error::not_a_name,
     program::Kind,
     scope::{Env, Globals, Scope, taken},
     secrets::Secrets,

@@ -20,6 +20,9 @@ use crate::target::Answer;
 /// the collector is late. Its cost then shows as lag, and is not lost.
 const SHARD_CAP: usize = 16_384;
 
+/// What the time of a request in none of its phases is called.
+pub(crate) const HANDLER: &str = "handler";
+
 /// One finished request.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
@@ -48,6 +51,13 @@ pub(crate) struct ServerView {
     pub(crate) phases: Vec<PhaseTime>,
     /// Time in none of them.
     pub(crate) handler: Duration,
+}
+
+impl ServerView {
+    /// How long the request was in a phase; `None` if it was not.
+    pub(crate) fn time_in(&self, phase: u8) -> Option<Duration> {
+        self.phases.iter().find(|known| known.phase == phase).map(|phase| phase.time)
+    }
 }
 
 impl From<&ServerRecord> for ServerView {

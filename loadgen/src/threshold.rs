@@ -1,6 +1,7 @@
 //! Requirements as a user writes them: `p99 < 25ms`.
 //!
-//! `METRIC [STAT] [{route="…"}] OP VALUE`. Without a metric a statistic is of the response time.
+//! `METRIC [STAT] [{route="…"}] OP VALUE`. Without a metric a statistic is of the response time. The name of a phase
+//! is a metric too: `pool_wait:db p99 < 5ms`.
 //!
 //! ```
 //! use parallax_loadgen::threshold::{Metric, Stat, Threshold};
@@ -10,9 +11,14 @@
 //! assert_eq!(threshold.stat, Some(Stat::Quantile(0.95)));
 //! assert_eq!(threshold.route.as_deref(), Some("GET /items/{id}"));
 //! assert_eq!(threshold.limit, 200_000.0); // microseconds
+//!
+//! let threshold = Threshold::parse("pool_wait:db p99 < 5ms").unwrap();
+//! assert_eq!(threshold.metric, Metric::Phase("pool_wait:db".to_owned()));
 //! ```
 
-use std::{fmt, ops::Range, str::FromStr};
+mod table;
+
+use std::{borrow::Cow, fmt, ops::Range, str::FromStr};
 
 use crate::report::Unit;
 
@@ -43,6 +49,27 @@ impl Threshold {
     pub fn parse(expression: &str) -> Result<Self, ThresholdError> {
         Parser { text: expression.trim(), at: 0 }.threshold()
     }
+
+    /// The same requirement on one route alone; its expression then says so.
+    ///
+    /// # Errors
+    /// If its metric is not known by route, or if it is about a route already.
+    pub fn on_route(self, route: &str) -> Result<Self, ThresholdError> {
+        let refuse = |problem: String, remedy: &str| {
+            let (expression, place) = (self.expression.clone(), 0..self.expression.len());
+            Err(ThresholdError { expression, place, problem, remedy: remedy.to_owned() })
+        };
+        if self.route.is_some() {
+            let problem = "it stands under a route, and selects one".to_owned();
+            return refuse(problem, "leave the selector out");
+        }
+        if !self.metric.by_route() {
+            let problem = format!("`{}` is not known by route", self.metric);
+            return refuse(problem, "put it under \"*\"");
+        }
+        let threshold = Self { route: Some(route.to_owned()), ..self };
+        Ok(Self { expression: threshold.to_string(), ..threshold })
+    }
 }
 
 impl FromStr for Threshold {
@@ -62,14 +89,14 @@ impl fmt::Display for Threshold {
             write!(f, " {stat}")?;
         }
         if let Some(route) = &self.route {
-            write!(f, "{{route=\"{}\"}}", route.replace('\\', "\\\\").replace('"', "\\\""))?;
+            write!(f, "{{route=\"{}\"}}", escaped(route))?;
         }
         write!(f, " {} {}", self.op, limit_in_words(self.limit, self.unit))
     }
 }
 
 /// What can be required.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+#[derive(Clone, Debug, Eq, PartialEq, Hash)]
 #[non_exhaustive]
 pub enum Metric {
     /// From the intended start to the drained body, successes only.
@@ -96,10 +123,15 @@ pub enum Metric {
     Rss,
     /// Processor time over the time of all cores.
     Cpu,
+    /// Time of a request in the phase of this name, of the requests that were in it: `pool_wait:db`, `query:db`,
+    /// `limiter`, `handler`, or whatever the service names. Quotes around it hold what is no word.
+    Phase(String),
+    /// Hits of all lookups of the cache of this name, whoever asked: `cache:NAME hit_ratio`.
+    HitRatio(String),
 }
 
 impl Metric {
-    /// All metrics, in the order in which an error lists them.
+    /// All metrics that have a name of their own, in the order in which an error lists them.
     pub const ALL: [Self; 12] = [
         Self::ResponseTime,
         Self::ServiceTime,
@@ -117,8 +149,8 @@ impl Metric {
 
     /// The name in an expression.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
+    pub fn name(&self) -> Cow<'_, str> {
+        let name = match self {
             Self::ResponseTime => "response_time",
             Self::ServiceTime => "service_time",
             Self::ServerTime => "server_time",
@@ -131,20 +163,27 @@ impl Metric {
             Self::Unexplained => "unexplained",
             Self::Rss => "rss",
             Self::Cpu => "cpu",
-        }
+            Self::Phase(name) => return quoted_if_needed(Cow::Borrowed(name)),
+            Self::HitRatio(name) => {
+                let phase = quoted_if_needed(Cow::Owned(format!("{CACHE}{name}")));
+                return Cow::Owned(format!("{phase} {HIT_RATIO}"));
+            }
+        };
+        Cow::Borrowed(name)
     }
 
     /// What its figures are measured in.
     #[must_use]
-    pub fn unit(self) -> Unit {
+    pub fn unit(&self) -> Unit {
         match self {
             Self::ResponseTime
             | Self::ServiceTime
             | Self::ServerTime
             | Self::Outside
             | Self::TimeToFirstByte
-            | Self::Lag => Unit::Us,
-            Self::Errors | Self::Cpu => Unit::Ratio,
+            | Self::Lag
+            | Self::Phase(_) => Unit::Us,
+            Self::Errors | Self::Cpu | Self::HitRatio(_) => Unit::Ratio,
             Self::Rate => Unit::PerSecond,
             Self::Dropped | Self::Unexplained => Unit::Count,
             Self::Rss => Unit::Bytes,
@@ -153,26 +192,68 @@ impl Metric {
 
     /// Is it known for each route apart?
     #[must_use]
-    pub fn by_route(self) -> bool {
-        matches!(
-            self,
-            Self::ResponseTime
-                | Self::ServiceTime
-                | Self::ServerTime
-                | Self::Outside
-                | Self::Errors
-                | Self::Rate
-        )
+    pub fn by_route(&self) -> bool {
+        self.unit() == Unit::Us || matches!(self, Self::Errors | Self::Rate)
     }
 
     fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|metric| metric.name() == name)
     }
+
+    /// The metric that a word was most likely meant to name.
+    fn like(word: &str) -> Option<Self> {
+        let metrics = Self::ALL.into_iter().filter(|metric| metric.name().len() > MISTAKES + 1);
+        let mistakes = |metric: &Self| distance(word, &metric.name());
+        metrics.min_by_key(mistakes).filter(|metric| mistakes(metric) <= MISTAKES)
+    }
+}
+
+/// What the phases of caches begin with, and what else is known of one.
+const CACHE: &str = "cache:";
+const HIT_RATIO: &str = "hit_ratio";
+/// Phases that every service has, and that are no words of a service's own.
+const PHASES: [&str; 2] = ["limiter", "handler"];
+/// So many wrong letters, and a word was meant to be another one.
+const MISTAKES: usize = 2;
+
+/// A phase's name as it is read back.
+fn quoted_if_needed(name: Cow<'_, str>) -> Cow<'_, str> {
+    let taken = || Metric::named(&name).is_some() || Metric::like(&name).is_some();
+    let percentile = || name.strip_prefix('p').is_some_and(|rest| rest.starts_with(DIGITS));
+    let statistic = ["mean", "avg", "med", "min", "max", "p"].contains(&&*name) || percentile();
+    if !name.is_empty() && name.chars().all(in_word) && !statistic && !taken() {
+        return name;
+    }
+    Cow::Owned(format!("\"{}\"", escaped(&name)))
+}
+
+const DIGITS: [char; 10] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'];
+
+fn in_word(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | ':' | '.' | '-' | '/')
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// How many letters have to be added, left out or changed to make `b` of `a`.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let changed = before + usize::from(x != y);
+            before = row[j + 1];
+            row[j + 1] = changed.min(before + 1).min(row[j] + 1);
+        }
+    }
+    row[b.chars().count()]
 }
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+        f.pad(&self.name())
     }
 }
 
@@ -262,6 +343,11 @@ pub struct ThresholdError {
 }
 
 impl ThresholdError {
+    /// What is wrong and the remedy, on one line.
+    pub(crate) fn on_one_line(&self) -> String {
+        format!("{}; {}", self.problem, self.remedy)
+    }
+
     /// The bytes of the trimmed expression that are at fault; empty where something is missing.
     #[must_use]
     pub fn place(&self) -> Range<usize> {
@@ -313,55 +399,14 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn threshold(mut self) -> Result<Threshold, ThresholdError> {
-        let start = self.at;
-        let first = self.word();
         let mut route = None;
         let mut k6 = false;
-        let (metric, stat) = if let Some(stat) = self.stat(start, first, &mut k6)? {
-            (Metric::ResponseTime, Some(stat))
-        } else {
-            let metric = Metric::named(first)
-                .ok_or_else(|| self.unknown_metric(start..start + first.len()))?;
-            let metric_end = self.at;
-            self.selector(metric, &mut route)?;
-            self.blanks();
-            let stat_start = self.at;
-            let word = self.word();
-            let stat = if word.is_empty() {
-                None
-            } else {
-                Some(self.stat(stat_start, word, &mut k6)?.ok_or_else(|| {
-                    self.error(
-                        stat_start..stat_start + word.len(),
-                        format!("`{word}` is no statistic"),
-                        "write p99 (any percentile), mean, med, min or max",
-                    )
-                })?)
-            };
-            match (metric.unit(), stat) {
-                (Unit::Us, None) => {
-                    return Err(self.error(
-                        metric_end..metric_end,
-                        format!("`{metric}` is a distribution: which figure of it?"),
-                        format!("write `{metric} p99`, or mean, med, min or max"),
-                    ));
-                }
-                (Unit::Us, Some(_)) | (_, None) => {}
-                (_, Some(_)) => {
-                    return Err(self.error(
-                        stat_start..self.at,
-                        format!("`{metric}` is one figure and has no statistics"),
-                        format!("write `{metric} OP VALUE`"),
-                    ));
-                }
-            }
-            (metric, stat)
-        };
-        self.selector(metric, &mut route)?;
-        let op = self.op(metric)?;
+        let (metric, stat) = self.figure(&mut route, &mut k6)?;
+        self.selector(&metric, &mut route)?;
+        let op = self.op(&metric)?;
         self.blanks();
         let limit_start = self.at;
-        let limit = self.limit(metric, k6)?;
+        let limit = self.limit(&metric, k6)?;
         if op == Op::Equal && metric == Metric::Errors && limit > 0.0 {
             return Err(self.error(
                 limit_start..self.text.len(),
@@ -371,13 +416,126 @@ impl Parser<'_> {
         }
         Ok(Threshold {
             expression: self.text.to_owned(),
+            unit: metric.unit(),
             metric,
             stat,
             route,
             op,
             limit,
-            unit: metric.unit(),
         })
+    }
+
+    /// A metric with its statistic, if it has any; or a statistic alone.
+    fn figure(
+        &mut self,
+        route: &mut Option<String>,
+        k6: &mut bool,
+    ) -> Result<(Metric, Option<Stat>), ThresholdError> {
+        let start = self.at;
+        let quoted = self.eat("\"");
+        let metric = if quoted {
+            let Some(name) = self.quoted() else {
+                return Err(self.error(
+                    start..start + 1,
+                    "this quote is never closed",
+                    "write a phase like \"my phase\"",
+                ));
+            };
+            Metric::Phase(name)
+        } else {
+            let word = self.word();
+            if let Some(stat) = self.stat(start, word, k6)? {
+                return Ok((Metric::ResponseTime, Some(stat)));
+            }
+            Metric::named(word).unwrap_or_else(|| Metric::Phase(word.to_owned()))
+        };
+        let name_end = self.at;
+        let name = start..name_end;
+        if quoted && metric == Metric::Phase(String::new()) {
+            return Err(self.error(
+                name,
+                "the phase has no name",
+                "write one, like \"pool_wait:db\"",
+            ));
+        }
+        if let (Metric::Phase(word), false) = (&metric, quoted) {
+            if word.is_empty() {
+                return Err(self.unknown_metric(name));
+            }
+            if let Some(meant) = Metric::like(word) {
+                let remedy = format!("write `{meant}`; a phase of that name is written \"{word}\"");
+                return Err(self.error(name, format!("there is no metric `{word}`"), remedy));
+            }
+        }
+        self.selector(&metric, route)?;
+        self.blanks();
+        let stat_start = self.at;
+        let word = self.word();
+        if word == HIT_RATIO {
+            return self.hit_ratio(&metric, name, stat_start, route.is_some());
+        }
+        let stat = if word.is_empty() {
+            None
+        } else {
+            Some(self.stat(stat_start, word, k6)?.ok_or_else(|| {
+                let caches = if metric.name().starts_with(CACHE) { ", or hit_ratio" } else { "" };
+                self.error(
+                    stat_start..stat_start + word.len(),
+                    format!("`{word}` is no statistic"),
+                    format!("write p99 (any percentile), mean, med, min or max{caches}"),
+                )
+            })?)
+        };
+        match (&metric, metric.unit(), stat) {
+            // Most likely it was not meant to be a phase.
+            (Metric::Phase(word), _, None)
+                if !quoted && !word.contains(':') && !PHASES.contains(&&**word) =>
+            {
+                Err(self.unknown_metric(name))
+            }
+            (_, Unit::Us, None) => Err(self.error(
+                name_end..name_end,
+                format!("`{metric}` is a distribution: which figure of it?"),
+                format!("write `{metric} p99`, or mean, med, min or max"),
+            )),
+            (_, Unit::Us, Some(_)) | (_, _, None) => Ok((metric, stat)),
+            (_, _, Some(_)) => Err(self.error(
+                stat_start..self.at,
+                format!("`{metric}` is one figure and has no statistics"),
+                format!("write `{metric} OP VALUE`"),
+            )),
+        }
+    }
+
+    /// What stands before `hit_ratio` must be a cache.
+    fn hit_ratio(
+        &self,
+        metric: &Metric,
+        name: Range<usize>,
+        at: usize,
+        selected: bool,
+    ) -> Result<(Metric, Option<Stat>), ThresholdError> {
+        let place = at..at + HIT_RATIO.len();
+        let cache = match metric {
+            Metric::Phase(phase) => phase.strip_prefix(CACHE),
+            _ => None,
+        };
+        match cache {
+            None => Err(self.error(
+                place,
+                "only a cache has hits",
+                "write `cache:NAME hit_ratio`, with the name that the cache was registered by",
+            )),
+            Some("") => {
+                Err(self.error(name, "the cache has no name", "write `cache:NAME hit_ratio`"))
+            }
+            Some(_) if selected => Err(self.error(
+                name.end..at,
+                format!("`{HIT_RATIO}` is not known by route"),
+                "leave the selector out",
+            )),
+            Some(cache) => Ok((Metric::HitRatio(cache.to_owned()), None)),
+        }
     }
 
     /// `p99`, `p99.9`, `p(99)`, `mean`, `avg`, `med`, `min`, `max`; `None` if `word` is something else.
@@ -433,7 +591,7 @@ impl Parser<'_> {
     /// `{route="…"}`, if it stands here.
     fn selector(
         &mut self,
-        metric: Metric,
+        metric: &Metric,
         route: &mut Option<String>,
     ) -> Result<(), ThresholdError> {
         self.blanks();
@@ -517,14 +675,14 @@ impl Parser<'_> {
         }
     }
 
-    fn op(&mut self, metric: Metric) -> Result<Op, ThresholdError> {
+    fn op(&mut self, metric: &Metric) -> Result<Op, ThresholdError> {
         self.blanks();
         let start = self.at;
         // The longer spellings first.
         for op in [Op::AtMost, Op::AtLeast, Op::Equal, Op::Less, Op::Greater] {
             if self.eat(&op.to_string()) {
                 let whole = matches!(metric, Metric::Dropped | Metric::Unexplained);
-                if op == Op::Equal && !whole && metric != Metric::Errors {
+                if op == Op::Equal && !whole && *metric != Metric::Errors {
                     return Err(self.error(
                         start..self.at,
                         format!("`{metric}` is measured, so it equals nothing exactly"),
@@ -543,7 +701,7 @@ impl Parser<'_> {
         })
     }
 
-    fn limit(&mut self, metric: Metric, k6: bool) -> Result<f64, ThresholdError> {
+    fn limit(&mut self, metric: &Metric, k6: bool) -> Result<f64, ThresholdError> {
         self.blanks();
         let start = self.at;
         let digits = self.take(|c| c.is_ascii_digit() || c == '.' || c == '_').to_owned();
@@ -607,7 +765,7 @@ impl Parser<'_> {
     }
 
     fn unknown_metric(&self, place: Range<usize>) -> ThresholdError {
-        let known: Vec<_> = Metric::ALL.into_iter().map(Metric::name).collect();
+        let known = Metric::ALL.map(|metric| metric.to_string());
         let problem = match &self.text[place.clone()] {
             "" => "a metric or a percentile is missing here".to_owned(),
             name => format!("there is no metric `{name}`"),
@@ -616,7 +774,8 @@ impl Parser<'_> {
             place,
             problem,
             format!(
-                "known metrics: {}; a bare p99, mean, med, min or max is of response_time",
+                "known metrics: {}, and phases like pool_wait:db p99 or cache:NAME hit_ratio; a bare p99, mean, med, \
+                 min or max is of response_time",
                 known.join(", ")
             ),
         )
@@ -647,7 +806,7 @@ impl<'a> Parser<'a> {
     }
 
     fn word(&mut self) -> &'a str {
-        self.take(|c| c.is_alphanumeric() || matches!(c, '_' | ':' | '.'))
+        self.take(in_word)
     }
 
     fn take(&mut self, wanted: impl Fn(char) -> bool) -> &'a str {
@@ -667,7 +826,7 @@ impl<'a> Parser<'a> {
 }
 
 /// Which limits a metric takes, for an error.
-fn fitting(metric: Metric) -> String {
+fn fitting(metric: &Metric) -> String {
     match metric.unit() {
         Unit::Us => "write a duration in ns, us, ms or s, for example 25ms",
         Unit::Ratio => "write a percentage, for example 0.1%, or the plain ratio 0.001",
@@ -742,6 +901,7 @@ mod tests {
     fn the_expressions_of_the_guide_are_read() {
         use Metric::*;
         let quantile = |q| Some(Stat::Quantile(q));
+        let phase = |name: &str| Phase(name.to_owned());
         for (expression, metric, stat, op, limit) in [
             ("p99 < 25ms", ResponseTime, quantile(0.99), Op::Less, 25_000.0),
             ("p(99)<25", ResponseTime, quantile(0.99), Op::Less, 25_000.0),
@@ -759,11 +919,20 @@ mod tests {
             ("rss < 2GB", Rss, None, Op::Less, 2e9),
             ("cpu < 80%", Cpu, None, Op::Less, 0.8),
             ("dropped == 0", Dropped, None, Op::Equal, 0.0),
+            ("pool_wait:db p99 < 5ms", phase("pool_wait:db"), quantile(0.99), Op::Less, 5_000.0),
+            ("query:db p(95)<3", phase("query:db"), quantile(0.95), Op::Less, 3_000.0),
+            ("cache:cache mean < 1ms", phase("cache:cache"), Some(Stat::Mean), Op::Less, 1_000.0),
+            ("limiter p99 < 1ms", phase("limiter"), quantile(0.99), Op::Less, 1_000.0),
+            ("handler max < 1s", phase("handler"), Some(Stat::Max), Op::Less, 1e6),
+            ("render-html p90 < 2ms", phase("render-html"), quantile(0.9), Op::Less, 2_000.0),
+            (r#""my phase" p90 < 2ms"#, phase("my phase"), quantile(0.9), Op::Less, 2_000.0),
+            (r#""lag" p90 < 2ms"#, phase("lag"), quantile(0.9), Op::Less, 2_000.0),
+            ("cache:cache hit_ratio >= 80%", HitRatio("cache".to_owned()), None, Op::AtLeast, 0.8),
         ] {
             let found = parse(expression);
             assert_eq!(
                 (found.metric, found.stat, found.op, found.limit, found.unit),
-                (metric, stat, op, limit, metric.unit()),
+                (metric.clone(), stat, op, limit, metric.unit()),
                 "{expression}"
             );
             assert_eq!(found.expression, expression.trim());
@@ -781,6 +950,14 @@ mod tests {
             assert_eq!(found.route.as_deref(), Some("GET /items/{id}"), "{expression}");
             assert_eq!(found.stat, Some(Stat::Quantile(0.95)));
         }
+        for expression in [
+            r#"ttfb{route="GET /"} p99 < 1ms"#,
+            r#"lag p99{route="GET /"} < 1ms"#,
+            r#"pool_wait:db{route="GET /"} p99 < 1ms"#,
+            r#""my phase" p99{route="GET /"} < 1ms"#,
+        ] {
+            assert_eq!(parse(expression).route.as_deref(), Some("GET /"), "{expression}");
+        }
         assert_eq!(parse(r#"errors{route="a\"b\\c"} < 1%"#).route.as_deref(), Some(r#"a"b\c"#));
     }
 
@@ -796,7 +973,24 @@ mod tests {
         for (expression, place, words) in [
             ("", 0..0, "known metrics: response_time"),
             ("latency < 5ms", 0..7, "there is no metric `latency`"),
-            ("pool_wait:db p99 < 5ms", 0..12, "known metrics: response_time, service_time"),
+            ("latency < 5ms", 0..7, "phases like pool_wait:db p99 or cache:NAME hit_ratio"),
+            (
+                "respons_time p99 < 5ms",
+                0..12,
+                "write `response_time`; a phase of that name is written \"respons_time\"",
+            ),
+            ("eror < 5%", 0..4, "write `errors`"),
+            ("pool_wait:db < 5ms", 12..12, "write `pool_wait:db p99`"),
+            ("handler < 5ms", 7..7, "which figure"),
+            ("\"my phase < 5ms", 0..1, "never closed"),
+            ("\"\" p99 < 5ms", 0..2, "no name"),
+            ("cache:c p9x < 5ms", 8..11, "no percentile"),
+            ("cache:c hits < 5ms", 8..12, "max, or hit_ratio"),
+            ("query:db hit_ratio > 80%", 9..18, "only a cache has hits"),
+            ("rate hit_ratio > 80%", 5..14, "only a cache has hits"),
+            ("cache: hit_ratio > 80%", 0..6, "no name"),
+            ("cache:c hit_ratio > 80", 20..22, "write 80%"),
+            (r#"cache:c{route="x"} hit_ratio > 80%"#, 7..19, "not known by route"),
             ("p99 < 25", 8..8, "needs a unit"),
             ("avg < 25", 8..8, "needs a unit"),
             ("p99 25ms", 4..4, "a comparison is missing"),
@@ -817,7 +1011,7 @@ mod tests {
             ("cpu < 120%", 6..10, "at most 100%"),
             ("rss < 2", 7..7, "KiB, MiB or GiB"),
             ("dropped < 1.5", 10..13, "whole number"),
-            (r#"lag{route="x"} p99 < 1ms"#, 3..14, "not known by route"),
+            (r#"rss{route="x"} < 1GB"#, 3..14, "not known by route"),
             (r#"p99{path="x"} < 1ms"#, 4..8, "nothing to select by"),
             (r#"p99{route="x < 1ms"#, 10..11, "never closed"),
             (r#"p99{route=x} < 1ms"#, 10..10, "with the quotes"),
@@ -851,7 +1045,7 @@ mod tests {
 
         #[test]
         fn parsing_what_looks_like_a_threshold_never_panics(
-            expression in r#"[a-z_:]{0,13}( ?p?\(?[0-9.]{0,5}\)?)?(\{[a-z]{0,5}="?[^"]{0,5}"?\}?)? ?[<>=!]{0,2} ?[-0-9._]{0,7}[a-zµ%/]{0,3}"#,
+            expression in r#"[a-z_:"]{0,13}( ?p?\(?[0-9.]{0,5}\)?)?(\{[a-z]{0,5}="?[^"]{0,5}"?\}?)? ?[<>=!]{0,2} ?[-0-9._]{0,7}[a-zµ%/]{0,3}"#,
         ) {
             if let Err(error) = Threshold::parse(&expression) {
                 prop_assert!(error.place().end <= expression.len());
@@ -860,7 +1054,13 @@ mod tests {
 
         #[test]
         fn what_is_shown_parses_back_to_the_same(
-            metric in prop::sample::select(Metric::ALL.to_vec()),
+            metric in prop_oneof![
+                prop::sample::select(Metric::ALL.to_vec()),
+                r#"([a-z]{1,4}:)?[a-z_"\\ 0-9é-]{1,9}"#.prop_map(Metric::Phase),
+                prop::sample::select(vec!["lag", "p99", "max", "eror", "handler", "cache:", "a\nb"])
+                    .prop_map(|name| Metric::Phase(name.to_owned())),
+                r#"[a-z"\\ é:]{1,9}"#.prop_map(Metric::HitRatio),
+            ],
             stat in prop_oneof![
                 (1_u32..100_000_000).prop_map(|n| format!("p{}", shifted(f64::from(n), -6))),
                 prop::sample::select(vec!["mean", "avg", "med", "min", "max"])
@@ -871,7 +1071,7 @@ mod tests {
             value in 0.0_f64..1e6,
             unit in 0_usize..7,
         ) {
-            let mut text = metric.name().to_owned();
+            let mut text = metric.to_string();
             if metric.unit() == Unit::Us {
                 text += &format!(" {stat}");
             }
@@ -892,6 +1092,7 @@ mod tests {
             prop_assume!(limit.trim_end_matches(|c: char| !c.is_ascii_digit()).len() <= 20);
             let parsed = parse(&expression);
             let shown = parsed.to_string();
+            prop_assert_eq!(&parsed.metric, &metric);
             prop_assert!(same(&parsed, &parse(&shown)), "{} is shown as {}", expression, shown);
         }
     }

@@ -18,6 +18,7 @@ use crate::{
     },
     runner::{Findings, unix_seconds},
     server_names::ServerNames,
+    sink::HANDLER,
     stall::stalls,
     statistics::{self, Estimate, Window},
     threshold::{Metric, Stat, Threshold},
@@ -437,7 +438,7 @@ fn judge_threshold(
     let watched = tally.watched(threshold);
     let slots: Vec<Slot<'_>> = watched.until(findings.measured).collect();
     let finished: u64 = slots.iter().map(|slot| slot.window.ok.count() + slot.window.failed).sum();
-    let estimate = match threshold.metric {
+    let estimate = match &threshold.metric {
         Metric::Dropped => count(conservation.dropped, threshold),
         Metric::Unexplained => count(conservation.unexplained, threshold),
         Metric::Rss => {
@@ -445,7 +446,8 @@ fn judge_threshold(
             reading(peak.map(|bytes| bytes as f64), findings.resources.len(), threshold)
         }
         Metric::Cpu => reading(cpu_share(&findings.resources), findings.resources.len(), threshold),
-        _ if finished == 0 => nothing_matched(threshold, rows),
+        Metric::HitRatio(cache) => hit_ratio(cache, threshold, findings),
+        _ if finished == 0 => nothing_matched(threshold, findings, rows),
         Metric::Errors => {
             let counts: Vec<(u64, u64)> = slots
                 .iter()
@@ -486,16 +488,63 @@ fn cpu_share(resources: &[ResourceRow]) -> Option<f64> {
     (span > 0.0).then_some((last.cpu_s? - first.cpu_s?) / (span * cpus() as f64))
 }
 
-/// A threshold without a sample, most often a mistyped route: says which routes there are.
-fn nothing_matched(threshold: &Threshold, rows: &BTreeMap<String, Row>) -> Estimate {
-    let names: Vec<&str> = rows.keys().map(String::as_str).collect();
-    let note = match &threshold.route {
-        Some(route) => {
-            format!("no request was to the route {route:?}; routes seen: {}", names.join(", "))
-        }
-        None => "no request has ended, so there is nothing to judge".to_owned(),
+/// What the layer counted of a cache meanwhile, others' lookups included.
+fn hit_ratio(cache: &str, threshold: &Threshold, findings: &Findings) -> Estimate {
+    let caches: Vec<_> = findings.server.iter().flat_map(Snapshot::caches).collect();
+    let Some((_, counts)) = caches.iter().find(|(name, _)| *name == cache) else {
+        let names = caches.iter().map(|(name, _)| *name);
+        return nothing(format!("there is no cache {cache:?}; {}", listed("caches", names)));
     };
+    match counts.hit_ratio() {
+        Some(ratio) => statistics::judge_value(
+            ratio,
+            counts.hits.saturating_add(counts.misses),
+            threshold.limit,
+            threshold.op,
+        ),
+        None => nothing(format!("nobody asked the cache {cache:?} for anything")),
+    }
+}
+
+/// A threshold without a sample, most often one with a mistyped name: says which there are.
+fn nothing_matched(
+    threshold: &Threshold,
+    findings: &Findings,
+    rows: &BTreeMap<String, Row>,
+) -> Estimate {
+    let on_route = match &threshold.route {
+        Some(route) if !rows.contains_key(route) => {
+            let names = listed("routes seen", rows.keys().map(String::as_str));
+            return nothing(format!("no request was to the route {route:?}; {names}"));
+        }
+        Some(route) => format!(" to {route:?}"),
+        None => String::new(),
+    };
+    let seen = findings.tally.seen_by_server > 0;
+    let note = match &threshold.metric {
+        _ if rows.is_empty() => "no request has ended, so there is nothing to judge".to_owned(),
+        Metric::Phase(_) | Metric::ServerTime | Metric::TimeToFirstByte | Metric::Outside
+            if !seen =>
+        {
+            format!("no layer answered, so nobody knows `{}`", threshold.metric)
+        }
+        Metric::Phase(phase) => {
+            let names = listed("phases seen", findings.tally.phases().chain([HANDLER]));
+            format!("no request{on_route} was in the phase {phase:?}; {names}")
+        }
+        metric => format!("of no request{on_route} `{metric}` is known"),
+    };
+    nothing(note)
+}
+
+fn nothing(note: String) -> Estimate {
     Estimate { note, ..Estimate::no_samples() }
+}
+
+fn listed<'n>(what: &str, names: impl IntoIterator<Item = &'n str>) -> String {
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_unstable();
+    format!("{what}: {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") })
 }
 
 impl Report {

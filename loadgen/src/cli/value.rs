@@ -7,6 +7,8 @@ use http::{HeaderName, HeaderValue, Method};
 use crate::{
     pause::Pause,
     plan::{MAX_RATE, MAX_TIME, MIN_DURATION, PlanError},
+    script::ScriptError,
+    threshold::Threshold,
 };
 
 pub(super) fn count(text: &str) -> Result<usize, String> {
@@ -46,6 +48,10 @@ pub(super) fn positive(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("it has to be above 0, like 10s".to_owned()),
         duration => Ok(duration),
     }
+}
+
+pub(super) fn threshold_file(path: &str) -> Result<Vec<Threshold>, ScriptError> {
+    Threshold::read(path)
 }
 
 /// `100ms`, or `exp:100ms`.

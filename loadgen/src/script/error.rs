@@ -1,4 +1,4 @@
-//! Why a scenario file was not read.
+//! Why a file was not read: a scenario, or what is required of it.
 
 use std::{
     fmt,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a scenario file was not read: everything that is wrong with it, each with its place.
+/// Why a file was not read, of a scenario or of thresholds: everything that is wrong with it, each with its place.
 ///
 /// Its text has a line for each, like `shop.toml:14:9: …`; lines and columns count from 1, columns in
 /// characters. It has no value of an environment variable in it.
@@ -24,7 +24,7 @@ struct Problem {
 
 impl ScriptError {
     /// What concerns a file as a whole.
-    pub(super) fn of_file(file: &Path, what: impl fmt::Display) -> Self {
+    pub(crate) fn of_file(file: &Path, what: impl fmt::Display) -> Self {
         Self { problems: vec![Problem { file: file.into(), place: None, what: what.to_string() }] }
     }
 
@@ -58,18 +58,18 @@ impl fmt::Display for Problem {
 
 /// A file that is being read, and what was wrong with it so far.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
+pub(crate) struct Source<'a> {
     pub(super) path: &'a Path,
     text: &'a str,
     problems: Vec<Problem>,
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(path: &'a Path, text: &'a str) -> Self {
+    pub(crate) fn new(path: &'a Path, text: &'a str) -> Self {
         Self { path, text, problems: Vec::new() }
     }
 
-    pub(super) fn wrong(&mut self, at: Range<usize>, what: impl Into<String>) {
+    pub(crate) fn wrong(&mut self, at: Range<usize>, what: impl Into<String>) {
         let place = Some(self.place(at.start));
         self.problems.push(Problem { file: self.path.into(), place, what: what.into() });
     }
@@ -90,7 +90,7 @@ impl<'a> Source<'a> {
     }
 
     /// What is right so far, or else everything that is not.
-    pub(super) fn finish<T>(mut self, value: T) -> Result<T, ScriptError> {
+    pub(crate) fn finish<T>(mut self, value: T) -> Result<T, ScriptError> {
         if self.problems.is_empty() {
             return Ok(value);
         }
@@ -135,7 +135,7 @@ pub(super) fn shown(value: &toml::Value) -> String {
 }
 
 /// What the reader of TOML says of a text or of a type, with a remedy.
-pub(super) fn remedied(message: &str) -> String {
+pub(crate) fn remedied(message: &str) -> String {
     let message = message.trim();
     if let Some(field) = message.strip_prefix("missing field ") {
         return format!("{field} is missing; add it");
