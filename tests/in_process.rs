@@ -318,6 +318,95 @@ async fn a_threshold_on_a_mistyped_route_is_invalid_and_names_the_routes() {
     assert!(reason.message.contains("GET /items/{id}"), "{}", reason.message);
 }
 
+/// Every second answer is in the phase `render`, on one of two routes; a cache has three of four.
+fn with_phases() -> Router {
+    let perf = Perf::new();
+    let (cache, layer) = (perf.cache("items"), perf.layer());
+    let render = async move || {
+        static N: AtomicU64 = AtomicU64::new(0);
+        let n = N.fetch_add(1, Relaxed);
+        if n.is_multiple_of(4) {
+            cache.miss()
+        } else {
+            cache.hit()
+        }
+        if n.is_multiple_of(2) {
+            perf.observe("render", tokio::time::sleep(millis(5))).await;
+        }
+    };
+    Router::new().route("/page", get(render)).route("/plain", get(|| async {})).layer(layer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn phases_and_caches_have_thresholds_like_response_times() {
+    let test = LoadTest::new(with_phases()).get("/page").get("/plain").users(8);
+    let test = test
+        .warmup(millis(50))
+        .duration(millis(2_500))
+        .threshold("render p50 >= 4ms")
+        .threshold("render p50 < 4ms")
+        .threshold("handler max < 60s")
+        .threshold("cache:items hit_ratio >= 70%")
+        .threshold("cache:items hit_ratio > 90%")
+        .route_thresholds("GET /page", ["render mean > 4ms", "ttfb p50 < 60s", "lag p50 < 60s"])
+        .route_thresholds("GET /plain", ["ttfb p50 < 4ms"]);
+    let report = test.run().await.expect("the plan is valid");
+    let results = &report.runs[0].thresholds;
+    let found = |expression: &str| {
+        let mut results = results.iter();
+        results.find(|result| result.expression == expression).expect("it was judged")
+    };
+    for (expression, verdict) in [
+        ("render p50 >= 4ms", Verdict::Pass),
+        ("render p50 < 4ms", Verdict::Fail),
+        ("handler max < 60s", Verdict::Pass),
+        ("cache:items hit_ratio >= 70%", Verdict::Pass),
+        ("cache:items hit_ratio > 90%", Verdict::Fail),
+        ("render mean{route=\"GET /page\"} > 4ms", Verdict::Pass),
+        ("ttfb p50{route=\"GET /page\"} < 60s", Verdict::Pass),
+        ("lag p50{route=\"GET /page\"} < 60s", Verdict::Pass),
+    ] {
+        let result = found(expression);
+        assert_eq!(result.verdict, verdict, "{result:?}");
+    }
+    // What was not in the phase is no sample of it.
+    let row = |route: &str| {
+        let mut routes = report.runs[0].client.routes.iter();
+        routes.find(|row| row.route == route).expect("it is there").outcomes.ok
+    };
+    let samples = found("render p50 >= 4ms").samples;
+    assert!(samples.abs_diff(row("GET /page") / 2) <= 8, "{samples} of {}", row("GET /page"));
+    assert_eq!(found("handler max < 60s").samples, row("GET /page") + row("GET /plain"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_threshold_on_what_does_not_exist_is_invalid_and_names_what_does() {
+    let test = LoadTest::new(with_phases()).get("/page").get("/plain").users(2);
+    let test = test
+        .threshold("rendr p50 < 1s")
+        .threshold("pool_wait:db p50 < 1s")
+        .threshold("cache:item hit_ratio > 50%")
+        .route_thresholds("GET /plain", ["render p50 < 1s"])
+        .route_thresholds("GET /pages", ["render p50 < 1s"]);
+    let run = run(test).await;
+    let notes: Vec<_> = run.thresholds.iter().map(|result| &*result.note).collect();
+    assert_eq!(
+        notes,
+        [
+            "no request was in the phase \"rendr\"; phases seen: handler, render",
+            "no request was in the phase \"pool_wait:db\"; phases seen: handler, render",
+            "there is no cache \"item\"; caches: items",
+            "no request to \"GET /plain\" was in the phase \"render\"; phases seen: handler, render",
+            "no request was to the route \"GET /pages\"; routes seen: GET /page, GET /plain",
+        ]
+    );
+    assert!(run.thresholds.iter().all(|result| result.verdict == Verdict::Invalid));
+    assert_eq!(run.verdict, Verdict::Invalid);
+
+    let run = self::run(LoadTest::new(bare_app()).get("/fast").threshold("render p50 < 1s")).await;
+    assert_eq!(run.thresholds[0].note, "no layer answered, so nobody knows `render`");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_in_process_pass_goes_around_the_limiter_and_is_counted() {
     let passing =

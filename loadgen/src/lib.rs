@@ -31,6 +31,7 @@ pub mod cli;
 mod collector;
 mod conservation;
 mod failures;
+mod hint;
 mod load;
 mod load_test;
 pub mod memory;
@@ -61,6 +62,7 @@ mod transport;
 mod verdict;
 mod virtual_time;
 
+pub use hint::hints;
 pub use load_test::{LoadTest, LoadTestError};
 pub use pacer::Pacer;
 pub use pause::Pause;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri};
 
 use crate::{
+    hint::hints,
     pacer::Pacer,
     pause::Pause,
     plan::{MAX_TIME, Plan, PlanError, Topology, Workload},
@@ -514,6 +515,7 @@ impl<S: InProcess> LoadTest<S> {
             None => transport.to_string(),
         };
         run.connections = wire.map(|wire| wire.connections() - before);
+        run.hints = hints(&run, Environment::here().cpus);
         Ok(run)
     }
 

@@ -365,6 +365,42 @@ fn a_scenario_file_says_what_is_asked_for_below_the_path_of_the_url() {
 }
 
 #[test]
+fn a_file_of_thresholds_is_judged_route_by_route_beside_those_of_the_flags() {
+    let (server, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let file = folder.path().join("slo.toml");
+    let table = "\"*\" = ['errors < 50%']\n\"GET /echo\" = ['p50 < 9s', 'lag p50 < 9s']\n";
+    fs::write(&file, table).expect("there is room");
+    let file = file.to_str().expect("text");
+    let flags = ["--thresholds", file, "--threshold", "p90 < 9s", "--users", "1"];
+    let output = output(&mut command(&quickly(&server.at("/echo"), folder.path(), &flags)));
+    let results = report(folder.path())["runs"][0]["thresholds"].clone();
+    let results = results.as_array().expect("a list").iter().map(|result| &result["expression"]);
+    assert_eq!(
+        results.collect::<Vec<_>>(),
+        [
+            "p90 < 9s",
+            "errors < 50%",
+            "response_time p50{route=\"GET /echo\"} < 9s",
+            "lag p50{route=\"GET /echo\"} < 9s",
+        ],
+        "{}",
+        said(&output)
+    );
+    assert!([Some(0), Some(98)].contains(&output.status.code()), "{}", said(&output));
+}
+
+#[test]
+fn a_file_of_thresholds_with_a_mistake_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("slo.toml");
+    fs::write(&file, "\n\"GET /\" = [\"p99 < 25m\"]\n").expect("there is room");
+    let flags = ["--thresholds", file.to_str().expect("text")];
+    let output = output(&mut command(&quickly("http://127.0.0.1:1", folder.path(), &flags)));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("slo.toml:2:21: `m` does not fit"), "{}", said(&output));
+}
+
+#[test]
 fn a_scenario_file_with_a_mistake_is_refused_with_its_place() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("mix.toml");
