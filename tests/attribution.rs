@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::{Router, routing::get};
+use deadpool_redis::{Manager, Pool, redis::cmd};
 use parallax_loadgen::{
     LoadTest,
     render::{Style, text},
@@ -17,7 +18,7 @@ use parallax_loadgen::{
 use parallax_middleware::Perf;
 use sqlx::{postgres::PgPoolOptions, query};
 
-use crate::support::postgres::Postgres;
+use crate::support::{postgres::Postgres, redis::Redis};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -32,10 +33,14 @@ async fn a_thousand_users(connections: u32) -> Report {
         let slept = query("SELECT pg_sleep(0.05)").execute(&pool).await;
         slept.map(|_| ()).map_err(|error| error.to_string())
     };
-    let app = Router::new().route("/work", get(handler)).layer(perf.layer());
+    asked(Router::new().route("/work", get(handler)).layer(perf.layer()), 1_000).await
+}
+
+/// So many users who ask for work and then pause for a second.
+async fn asked(app: Router, users: usize) -> Report {
     LoadTest::new(app)
         .get("/work")
-        .users(1_000)
+        .users(users)
         .think_time(ms(1_000))
         .warmup(ms(2_500))
         .duration(ms(4_000))
@@ -67,11 +72,7 @@ async fn a_pool_that_is_too_small_dominates_and_one_that_is_large_enough_does_no
     let row = &report.runs[0].client.routes[0];
     assert_eq!(row.attribution, report.runs[0].attribution, "it is the only route");
 
-    let hint = &report.runs[0].hints[0];
-    assert_eq!((&*hint.rule, hint.route.as_deref()), ("pool", Some("GET /work")), "{hint:?}");
-    let beginnings = ["p99 of GET /work: ", "p90 of GET /work: "];
-    assert!(beginnings.iter().any(|p| hint.message.starts_with(p)), "{hint:?}");
-    assert!(hint.message.contains(" % waiting for db ("), "{hint:?}");
+    assert_waits_for(&report, "db");
 
     let report = a_thousand_users(100).await;
     let rules = || report.runs[0].hints.iter().map(|hint| &*hint.rule);
@@ -83,6 +84,42 @@ async fn a_pool_that_is_too_small_dominates_and_one_that_is_large_enough_does_no
         assert_ne!(group.dominant.as_deref(), Some("pool_wait:db"), "{group:?}");
     }
     assert_eq!(at(&report, 0.5).dominant.as_deref(), Some("query:db"), "{:?}", at(&report, 0.5));
+}
+
+/// The first hint is that the pool of this name is the limit.
+fn assert_waits_for(report: &Report, pool: &str) {
+    let hint = &report.runs[0].hints[0];
+    assert_eq!((&*hint.rule, hint.route.as_deref()), ("pool", Some("GET /work")), "{hint:?}");
+    let beginnings = ["p99 of GET /work: ", "p90 of GET /work: "];
+    assert!(beginnings.iter().any(|p| hint.message.starts_with(p)), "{hint:?}");
+    assert!(hint.message.contains(&format!(" % waiting for {pool} (")), "{hint:?}");
+    // Or, on a machine whose speed changes, what it can be.
+    let so =
+        ["holds are flat, so size is the limit", "connections are held for too long", "holds rise"];
+    assert!(so.iter().any(|so| hint.message.contains(so)), "{hint:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_of_redis_that_is_too_small_is_named_as_well() {
+    let (perf, redis) = (Perf::new(), Redis::start());
+    let manager = Manager::new(redis.url()).expect("a valid address");
+    let pool = Pool::builder(manager).max_size(10).build().expect("it has no timeouts");
+    let pool = perf.observe_redis("prices", pool);
+    // Waits for what never comes, for 50 ms.
+    let handler = async move || {
+        let mut connection = pool.get().await.map_err(|error| error.to_string())?;
+        let waited = cmd("BLPOP").arg("nothing").arg(0.05).exec_async(&mut connection).await;
+        waited.map_err(|error| error.to_string())
+    };
+    let app = Router::new().route("/work", get(handler)).layer(perf.layer());
+    let report = asked(app, 500).await;
+    assert_eq!(
+        report.runs[0].conservation.outcomes.failed(),
+        0,
+        "{:?}",
+        report.runs[0].conservation
+    );
+    assert_waits_for(&report, "prices");
 }
 
 /// Two routes that only sleep, and the moment at which every thread of their runtime is held up.

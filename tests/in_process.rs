@@ -325,11 +325,7 @@ fn with_phases() -> Router {
     let render = async move || {
         static N: AtomicU64 = AtomicU64::new(0);
         let n = N.fetch_add(1, Relaxed);
-        if n.is_multiple_of(4) {
-            cache.miss()
-        } else {
-            cache.hit()
-        }
+        cache.count((!n.is_multiple_of(4)).then_some(n));
         if n.is_multiple_of(2) {
             perf.observe("render", tokio::time::sleep(millis(5))).await;
         }

@@ -1047,8 +1047,9 @@ mod tests {
         fn parsing_what_looks_like_a_threshold_never_panics(
             expression in r#"[a-z_:"]{0,13}( ?p?\(?[0-9.]{0,5}\)?)?(\{[a-z]{0,5}="?[^"]{0,5}"?\}?)? ?[<>=!]{0,2} ?[-0-9._]{0,7}[a-zµ%/]{0,3}"#,
         ) {
-            if let Err(error) = Threshold::parse(&expression) {
-                prop_assert!(error.place().end <= expression.len());
+            match Threshold::parse(&expression) {
+                Ok(read) => prop_assert!(same(&read, &parse(&read.to_string())), "{}", read),
+                Err(error) => prop_assert!(error.place().end <= expression.len()),
             }
         }
 

@@ -490,7 +490,10 @@ fn cpu_share(resources: &[ResourceRow]) -> Option<f64> {
 
 /// What the layer counted of a cache meanwhile, others' lookups included.
 fn hit_ratio(cache: &str, threshold: &Threshold, findings: &Findings) -> Estimate {
-    let caches: Vec<_> = findings.server.iter().flat_map(Snapshot::caches).collect();
+    let Some(server) = &findings.server else {
+        return nothing("no layer answered in this process, so nobody knows of caches".to_owned());
+    };
+    let caches: Vec<_> = server.caches().collect();
     let Some((_, counts)) = caches.iter().find(|(name, _)| *name == cache) else {
         let names = caches.iter().map(|(name, _)| *name);
         return nothing(format!("there is no cache {cache:?}; {}", listed("caches", names)));

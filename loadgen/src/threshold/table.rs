@@ -109,6 +109,8 @@ fn within(text: &str, expression: &Spanned<String>, part: Range<usize>) -> Range
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::threshold::Metric;
 
@@ -184,6 +186,33 @@ mod tests {
         ] {
             let error = refusal(text);
             assert!(error.starts_with(place) && error.contains(words), "{text}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused_with_the_reason(text in any::<String>()) {
+            if let Err(error) = Threshold::from_toml(&text, "slo.toml") {
+                prop_assert!(error.problems().all(|problem| problem.starts_with("slo.toml:")));
+            }
+        }
+
+        #[test]
+        fn any_expression_under_a_route_is_read_or_refused_with_its_place(
+            expression in r#"[a-z_:]{0,9}( p?[0-9]{0,3})?(\{route='?[a-z]{0,3}'?\})? ?[<>=]{1,2} ?[0-9.]{0,4}[a-z%/]{0,2}"#,
+            blanks in " {0,3}",
+        ) {
+            let text = format!("\"GET /\" = [\n  \"{blanks}{expression}\"\n]");
+            match Threshold::from_toml(&text, "slo.toml") {
+                Ok(read) => prop_assert_eq!(read[0].route.as_deref(), Some("GET /")),
+                Err(error) => {
+                    let refused = Threshold::parse(&expression).err();
+                    let within = refused.map_or(0, |error| error.place().start);
+                    let before = blanks.len() + expression.len() - expression.trim_start().len();
+                    let begin = format!("slo.toml:2:{}: ", 4 + before + within);
+                    prop_assert!(error.to_string().starts_with(&begin), "{}", error);
+                }
+            }
         }
     }
 
