@@ -122,7 +122,8 @@ impl Balance {
                         n(*held)
                     ),
                     _ => format!(
-                        "{name}: {} came back to the client with the layer's record, and the layer counts {}",
+                        "{name}: {} came back to the client with the layer's record, and the \
+                         layer counts {}",
                         n(seen),
                         n(counted)
                     ),
@@ -345,7 +346,8 @@ mod tests {
         let problems = model.balance().problems();
         assert!(
             problems.starts_with(
-                "GET /0: 0 came back to the client with the layer's record, and the layer counts 1; GET /1"
+                "GET /0: 0 came back to the client with the layer's record, and the layer counts \
+                 1; GET /1"
             ),
             "{problems}"
         );

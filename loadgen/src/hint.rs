@@ -304,7 +304,8 @@ fn pool(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
         .collect();
     let so = match Change::over(&holds) {
         Some(change) if change.rises() => format!(
-            "holds rise, by {} from the first half to the second, so what is done with a connection is the limit",
+            "holds rise, by {} from the first half to the second, so what is done with a \
+             connection is the limit",
             percent(change.factor - 1.0)
         ),
         Some(change) if change.is_flat() => "holds are flat, so size is the limit".to_owned(),
@@ -391,8 +392,8 @@ fn lock(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Option<Hint> {
         return None;
     }
     let message = format!(
-        "waiting in {} with the processors {} busy, and the rate falls from {} to {} as requests in flight grow from \
-         {few_at_once:.0} to {many_at_once:.0}: a lock convoy",
+        "waiting in {} with the processors {} busy, and the rate falls from {} to {} as requests \
+         in flight grow from {few_at_once:.0} to {many_at_once:.0}: a lock convoy",
         dominant.part,
         percent(cpu),
         number::per_second(mean(&before)?),
@@ -423,8 +424,9 @@ fn blocking(machine: &Machine) -> Option<Hint> {
     Some(whole_run(
         "blocking",
         format!(
-            "something holds the runtime's threads up: {evidence}, while the processors were {} busy. Code that blocks \
-             its thread belongs into spawn_blocking; or another process takes the processors",
+            "something holds the runtime's threads up: {evidence}, while the processors were {} \
+             busy. Code that blocks its thread belongs into spawn_blocking; or another process \
+             takes the processors",
             percent(cpu)
         ),
     ))
@@ -444,7 +446,8 @@ fn cpu(run: &Run, machine: &Machine, cpus: usize) -> Option<Hint> {
     Some(whole_run(
         "cpu",
         format!(
-            "the {cpus} processors are {} busy and the rate does not rise above {}: they have no more to give{own}",
+            "the {cpus} processors are {} busy and the rate does not rise above {}: they have no \
+             more to give{own}",
             percent(cpu.min(1.0)),
             number::per_second(run.client.rate)
         ),
@@ -465,8 +468,9 @@ fn stall(run: &Run) -> Option<Hint> {
     Some(whole_run(
         "stall",
         format!(
-            "{moments}, within {}: {} of {} requests to {} routes were past the p99 of their route. What they share \
-             stood still, the process or something that all of them wait for, not one route",
+            "{moments}, within {}: {} of {} requests to {} routes were past the p99 of their \
+             route. What they share stood still, the process or something that all of them wait \
+             for, not one route",
             number::seconds(longest.width_s),
             n(longest.slow),
             n(longest.requests),
@@ -492,8 +496,9 @@ fn admission(run: &Run) -> Option<Hint> {
     Some(whole_run(
         "admission",
         format!(
-            "{} of the requests were turned away with 429, with {} in flight at the most{users} and no more towards \
-             the end: a limiter decides what is served, not what the service can do",
+            "{} of the requests were turned away with 429, with {} in flight at the most{users} \
+             and no more towards the end: a limiter decides what is served, not what the service \
+             can do",
             percent(share),
             number::count(most)
         ),
@@ -510,7 +515,8 @@ fn named(run: &Run, dominant: &Dominant<'_>) -> Hint {
     let (rule, message) = match part.split_once(':') {
         Some(("query", name)) => {
             let message = format!(
-                "in queries of {name}, each with its connection in hand: the database takes the time, not the pool"
+                "in queries of {name}, each with its connection in hand: the database takes the \
+                 time, not the pool"
             );
             ("query", message)
         }
@@ -520,8 +526,8 @@ fn named(run: &Run, dominant: &Dominant<'_>) -> Hint {
             let in_use = server.zip(view).and_then(|(server, view)| Use::of(run, server, view));
             let message = match in_use {
                 Some(in_use) => format!(
-                    "waiting for {name}, and not for want of connections ({in_use}): bursts, or opening and checking \
-                     connections, take the time"
+                    "waiting for {name}, and not for want of connections ({in_use}): bursts, or \
+                     opening and checking connections, take the time"
                 ),
                 None => format!("waiting for {name}"),
             };
@@ -547,7 +553,10 @@ fn named(run: &Run, dominant: &Dominant<'_>) -> Hint {
                 )
             }
             "limiter" => ("limiter", "at the limiter, before it let the request in".to_owned()),
-            part => ("phase", format!("in the phase {part}")),
+            // One that is called like a part that is none, it is called `phase lag` there.
+            part => {
+                ("phase", format!("in the phase {}", part.strip_prefix("phase ").unwrap_or(part)))
+            }
         },
     };
     dominant.hint(rule, &message)
@@ -800,8 +809,9 @@ mod tests {
         let run = with_pool(with_part(quiet(), "pool_wait:db"), 50);
         let [(rule, message)] = &*found(&run) else { panic!("one hint") };
         assert_eq!(rule, "pool");
-        let expected = "p99 of GET /recommendations/{user_id}: 71 % waiting for db (50 of 50 in use, 180 waiting); \
-                        holds are flat, so size is the limit; the median hold is 10.0 ms";
+        let expected = "p99 of GET /recommendations/{user_id}: 71 % waiting for db (50 of 50 in \
+                        use, 180 waiting); holds are flat, so size is the limit; the median hold \
+                        is 10.0 ms";
         assert_eq!(message, expected);
         assert_eq!(hints(&run, CPUS)[0].route.as_deref(), Some(ROUTE));
     }
@@ -813,8 +823,9 @@ mod tests {
         assert_says(
             &with_pool(waits.clone(), 47),
             "pool_wait",
-            "p99 of GET /recommendations/{user_id}: 71 % waiting for db, and not for want of connections (47 of 50 in \
-             use, 180 waiting): bursts, or opening and checking connections, take the time",
+            "p99 of GET /recommendations/{user_id}: 71 % waiting for db, and not for want of \
+             connections (47 of 50 in use, 180 waiting): bursts, or opening and checking \
+             connections, take the time",
         );
         // And only a wait that dominates is worth a word.
         assert_eq!(rules(&with_pool(quiet(), 50)), [""; 0]);
@@ -869,8 +880,8 @@ mod tests {
         assert_says(
             &with_cpu(quiet(), 0.91),
             "cpu",
-            "the 2 processors are 91 % busy and the rate does not rise above 800/s: they have no more to give; at least \
-             12 % of that is the generator's own work",
+            "the 2 processors are 91 % busy and the rate does not rise above 800/s: they have no \
+             more to give; at least 12 % of that is the generator's own work",
         );
         assert_eq!(rules(&with_cpu(quiet(), 0.89)), [""; 0]);
         let rising = with_rate(quiet(), |n| 100 + 2 * u64::from(n));
@@ -890,9 +901,9 @@ mod tests {
         assert_says(
             &late(4, 11_000.0),
             "blocking",
-            "something holds the runtime's threads up: a task was woken up to 11.0 ms late, over 10 ms in 4 of 40 \
-             readings, while the processors were 20 % busy. Code that blocks its thread belongs into spawn_blocking; or \
-             another process takes the processors",
+            "something holds the runtime's threads up: a task was woken up to 11.0 ms late, over \
+             10 ms in 4 of 40 readings, while the processors were 20 % busy. Code that blocks its \
+             thread belongs into spawn_blocking; or another process takes the processors",
         );
         assert_eq!(rules(&late(3, 11_000.0)), [""; 0]);
         assert_eq!(rules(&late(40, 9_900.0)), [""; 0]);
@@ -917,8 +928,8 @@ mod tests {
         assert_eq!(rule, "lock");
         assert!(
             message.contains(
-                "71 % waiting in lock:cart with the processors 35 % busy, and the rate falls from 904/s to 624/s as \
-                 requests in flight grow from 20 to 80: a lock convoy"
+                "71 % waiting in lock:cart with the processors 35 % busy, and the rate falls from \
+                 904/s to 624/s as requests in flight grow from 20 to 80: a lock convoy"
             ),
             "{message}"
         );
@@ -939,8 +950,8 @@ mod tests {
         assert_says(
             &limited(120),
             "admission",
-            "12 % of the requests were turned away with 429, with 10 in flight at the most and no more towards the end: \
-             a limiter decides what is served, not what the service can do",
+            "12 % of the requests were turned away with 429, with 10 in flight at the most and no \
+             more towards the end: a limiter decides what is served, not what the service can do",
         );
         assert_eq!(rules(&limited(11)), ["admission"]);
         assert_eq!(rules(&limited(10)), [""; 0]);
@@ -957,9 +968,9 @@ mod tests {
         assert_says(
             &run,
             "stall",
-            "all routes were slow at once from 2.50 s on, within 125 ms: 61 of 1,250 requests to 4 routes were past the \
-             p99 of their route. What they share stood still, the process or something that all of them wait for, not \
-             one route",
+            "all routes were slow at once from 2.50 s on, within 125 ms: 61 of 1,250 requests to \
+             4 routes were past the p99 of their route. What they share stood still, the process \
+             or something that all of them wait for, not one route",
         );
         run.stalls.push(stall(4.0, 0.25));
         let message = &found(&run)[0].1;
@@ -988,6 +999,7 @@ mod tests {
             ),
             ("limiter", "limiter", "71 % at the limiter"),
             ("render", "phase", "71 % in the phase render"),
+            ("phase lag", "phase", "71 % in the phase lag"),
         ] {
             let run = with_part(quiet(), part);
             let [(found, message)] = &*found(&run) else { panic!("one hint of {part}") };
@@ -1035,8 +1047,8 @@ mod tests {
         assert_says(
             &run,
             "shares",
-            "p99: nothing dominates (handler 40 %, query:db 35 %, outside 15 %, lag 9 %); 55 % of it, handler and \
-             outside, no phase explains",
+            "p99: nothing dominates (handler 40 %, query:db 35 %, outside 15 %, lag 9 %); 55 % of \
+             it, handler and outside, no phase explains",
         );
         // Too few requests to say that nothing does.
         run.attribution[0].low.clear();

@@ -774,8 +774,8 @@ impl Parser<'_> {
             place,
             problem,
             format!(
-                "known metrics: {}, and phases like pool_wait:db p99 or cache:NAME hit_ratio; a bare p99, mean, med, \
-                 min or max is of response_time",
+                "known metrics: {}, and phases like pool_wait:db p99 or cache:NAME hit_ratio; a \
+                 bare p99, mean, med, min or max is of response_time",
                 known.join(", ")
             ),
         )

@@ -42,10 +42,10 @@ impl Threshold {
     /// let thresholds = Threshold::from_toml(text, "slo.toml").expect("it is right");
     /// assert_eq!(thresholds[0].to_string(), r#"response_time p95{route="GET /items/{id}"} < 200ms"#);
     ///
-    /// let wrong = Threshold::from_toml(&text.replace("ms", "m"), "slo.toml");
+    /// let wrong = Threshold::from_toml(&text.replace("200ms", "200m"), "slo.toml");
     /// assert_eq!(
     ///     wrong.expect_err("minutes are no unit").to_string(),
-    ///     "slo.toml:1:34: `m` does not fit `response_time`; write a duration in ns, us, ms or s, for example 25ms"
+    ///     "slo.toml:1:32: `m` does not fit `response_time`; write a duration in ns, us, ms or s, for example 25ms"
     /// );
     /// ```
     ///
