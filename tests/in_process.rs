@@ -21,7 +21,7 @@ use parallax_loadgen::{
     Http, LoadTest, LoadTestError, Report, Scenario, Stop, Transport, Verdict,
     report::{Conservation, Run},
 };
-use parallax_middleware::{BypassPolicy, LoadMark, Perf};
+use parallax_middleware::{BypassPolicy, LoadMark, Perf, ProbeSource};
 
 use crate::support::limited;
 
@@ -213,6 +213,31 @@ async fn each_route_has_both_sides_of_its_requests_and_what_is_between_them() {
         assert_eq!(counts.timed_out, if route == "GET /never" { outcomes.timeout } else { 0 });
     }
     assert!(of("GET /never").0.timed_out > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_only_the_layer_knows_of_make_a_run_invalid_and_are_named_by_route() {
+    // As another generator would, the handler sends the service requests with a probe, but nobody counts them.
+    let perf = Perf::new();
+    let inner = bare_app().layer(perf.layer());
+    let asks = async move || {
+        let mut request =
+            Request::get("/items/7").body(axum::body::Body::empty()).expect("it is one");
+        request.extensions_mut().insert(LoadMark::new().paired(ProbeSource::new().probe()));
+        let answer = tower::ServiceExt::oneshot(inner.clone(), request).await;
+        answer.expect("it answers").status()
+    };
+    let app = Router::new().route("/asks", get(asks)).layer(perf.layer());
+    let run = run(LoadTest::new(app).get("/asks").users(2)).await;
+    assert_eq!(run.verdict, Verdict::Invalid);
+    let [reason] = &*run.validity.reasons else { panic!("{:?}", run.validity) };
+    assert_eq!(reason.rule, "conservation");
+    let sent = run.conservation.sent;
+    assert_eq!(run.conservation.unexplained, sent);
+    let problem = "(GET /items/{id}: 0 came back to the client with the layer's record, and the layer counts ";
+    assert!(reason.message.contains(problem), "{}", reason.message);
+    let asked = run.client.routes[0].conservation.as_ref().expect("there is a layer");
+    assert_eq!((asked.finished, asked.unexplained), (sent, 0), "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
