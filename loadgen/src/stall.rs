@@ -120,7 +120,8 @@ fn add_up(mine: &mut Vec<u32>, theirs: &[u32]) {
 ///
 /// A slot is one if each route with enough requests in it has significantly more slow ones than one in a hundred, by
 /// the exact binomial test, and at least [`MIN_SHARE`] of them. The level of each test is [`FALSE_ALARM`] over all
-/// slots. That holds however much routes depend on each other: a false alarm needs all of the tests to be wrong.
+/// slots. A false alarm needs all of the tests to be wrong, however much routes depend on each other. What makes the slow
+/// requests of all of them come together is no noise: a queue that they share shows, too.
 pub(crate) fn stalls<'r>(
     routes: impl IntoIterator<Item = &'r TimesBySlot>,
     measured: Duration,
