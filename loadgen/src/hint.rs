@@ -35,6 +35,12 @@ const MORE_IN_FLIGHT: f64 = 1.5;
 /// values that each of them has at least.
 const BATCHES: usize = 5;
 const PER_BATCH: usize = 2;
+/// Fewer connections than this exhaust nothing.
+const FEW_CONNECTIONS: u64 = 100;
+/// Ports that Linux gives to those who connect, 32,768 to 60,999 unless it is told otherwise, and how long a closed
+/// connection keeps one (`tcp(7)`, `ip(7)`).
+const EPHEMERAL_PORTS: f64 = 28_232.0;
+const TIME_WAIT_S: f64 = 60.0;
 /// Each end of an interval is wrong with this probability at most.
 const TAIL: f64 = 0.05;
 
@@ -63,10 +69,16 @@ pub fn hints(run: &Run, cpus: usize) -> Vec<Hint> {
     for part in &dominant {
         match [lag, pool, lock].iter().find_map(|cause| cause(run, part, &machine)) {
             Some(cause) => hints.push(cause),
-            None => rest.push(named(run, part)),
+            None => rest.push(named(run, part, &machine)),
         }
     }
-    let of_all = [blocking(&machine), cpu(run, &machine, cpus), stall(run), admission(run)];
+    let of_all = [
+        blocking(&machine),
+        cpu(run, &machine, cpus),
+        stall(run),
+        admission(run),
+        connections(run),
+    ];
     hints.extend(of_all.into_iter().flatten().chain(rest));
     if dominant.is_empty() {
         hints.extend(shares(run));
@@ -505,12 +517,44 @@ fn admission(run: &Run) -> Option<Hint> {
     ))
 }
 
+/// Connections that are used once: each of them takes a port, and keeps it for a while after its end.
+fn connections(run: &Run) -> Option<Hint> {
+    let (opened, sent) = (run.connections?, run.conservation.sent);
+    let at_once = measured_rows(run).map(|row| row.in_flight).max().unwrap_or(0);
+    let at_once = at_once.max(run.plan.users.unwrap_or(0) as u64);
+    // What fails costs its connection, too.
+    let mostly_well = 2 * run.client.outcomes.ok > sent;
+    if !mostly_well || 2 * opened < sent || opened < FEW_CONNECTIONS.max(2 * at_once) {
+        return None;
+    }
+    let has_ports = !["pipe", "unix"].iter().any(|way| run.plan.transport.starts_with(way));
+    let lasts = EPHEMERAL_PORTS * run.measured_s / opened as f64;
+    let ports = if has_ports && lasts < TIME_WAIT_S {
+        format!(
+            ". Each has a port of its client until {TIME_WAIT_S} s after its end, and at this rate the {} that Linux \
+             gives out last for {}",
+            number::count(EPHEMERAL_PORTS as u64),
+            number::seconds(lasts)
+        )
+    } else {
+        String::new()
+    };
+    Some(whole_run(
+        "connections",
+        format!(
+            "{} connections for {} requests: nobody keeps them, so each request pays for opening one{ports}",
+            number::count(opened),
+            number::count(sent)
+        ),
+    ))
+}
+
 fn whole_run(rule: &str, message: String) -> Hint {
     Hint { rule: rule.to_owned(), route: None, message }
 }
 
 /// What dominates, without a cause that the report could show.
-fn named(run: &Run, dominant: &Dominant<'_>) -> Hint {
+fn named(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Hint {
     let part = dominant.part;
     let (rule, message) = match part.split_once(':') {
         Some(("query", name)) => {
@@ -551,6 +595,18 @@ fn named(run: &Run, dominant: &Dominant<'_>) -> Hint {
                     "outside",
                     format!("outside of the layer: {over}, and tasks that wait to be woken"),
                 )
+            }
+            "runtime" => {
+                let why = match machine.busy {
+                    Some(busy) if busy > ROOM => {
+                        format!("they had other things to do ({} busy)", percent(busy))
+                    }
+                    Some(busy) => {
+                        format!("they slept, and one had to be woken ({} busy)", percent(busy))
+                    }
+                    None => "they had other things to do, or slept".to_owned(),
+                };
+                ("runtime", format!("waiting for a worker of the service's runtime: {why}"))
             }
             "limiter" => ("limiter", "at the limiter, before it let the request in".to_owned()),
             // One that is called like a part that is none, it is called `phase lag` there.
@@ -1013,6 +1069,49 @@ mod tests {
         let mut run = with_part(quiet(), "outside");
         run.plan.transport = "tcp:h2".to_owned();
         assert!(found(&run)[0].1.contains("the way there and back by tcp:h2"));
+    }
+
+    #[test]
+    fn a_wait_for_the_runtime_says_whether_its_workers_were_busy_or_asleep() {
+        let mut run = with_part(quiet(), "runtime");
+        assert!(found(&run)[0].1.contains("they slept, and one had to be woken (50 % busy)"));
+        run.resources.iter_mut().for_each(|row| row.busy_ratio = Some(0.8));
+        assert!(found(&run)[0].1.contains("they had other things to do (80 % busy)"));
+        run.resources.iter_mut().for_each(|row| row.busy_ratio = None);
+        assert!(found(&run)[0].1.contains("they had other things to do, or slept"));
+    }
+
+    #[test]
+    fn connections_that_are_used_once_are_told_with_what_they_use_up() {
+        let with = |opened: u64, transport: &str| {
+            let mut run = quiet();
+            run.connections = Some(opened);
+            run.plan.transport = transport.to_owned();
+            run.conservation.sent = 4_000;
+            run
+        };
+        // 4,000 in 5 s: 28,232 in 35 s.
+        assert_says(
+            &with(4_000, "tcp"),
+            "connections",
+            "4,000 connections for 4,000 requests: nobody keeps them, so each request pays for opening one. Each has a \
+             port of its client until 60 s after its end, and at this rate the 28,232 that Linux gives out last for \
+             35.3 s",
+        );
+        let hint = found(&with(2_000, "unix")).remove(0);
+        assert!(hint.1.ends_with("pays for opening one"), "{}", hint.1);
+        // So slow that ports come back in time.
+        let mut slow = with(2_000, "tcp");
+        slow.measured_s = 5.0;
+        assert!(found(&slow)[0].1.ends_with("pays for opening one"));
+        assert_eq!(rules(&with(1_999, "tcp")), [""; 0]);
+        // As many as there are users: each of them has opened its own.
+        let mut users = with(4_000, "tcp");
+        users.plan.users = Some(2_001);
+        assert_eq!(rules(&users), [""; 0]);
+        let mut failing = with(4_000, "tcp");
+        failing.client.outcomes.ok = 2_000;
+        assert_eq!(rules(&failing), [""; 0]);
     }
 
     #[test]
