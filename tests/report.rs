@@ -74,7 +74,7 @@ async fn a_saved_report_renders_to_the_same_bytes() {
     let saved = Report::read(&path).expect("it is a report");
     assert_eq!(saved, report);
     for color in [false, true] {
-        let style = render::Style { color };
+        let style = render::Style { color, ..render::Style::default() };
         assert_eq!(render::text(&saved, style), render::text(&report, style));
     }
     assert_eq!(render::html(&saved), render::html(&report));

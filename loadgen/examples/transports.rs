@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ];
     for test in tests {
         let report = test.compare(transports.clone()).await?;
-        let text = render::text(&report, render::Style { color: false });
+        let text = render::text(&report, render::Style::default());
         // The table of costs alone; the rest is about each run.
         let table = text.lines().skip_while(|line| !line.starts_with("What each transport costs"));
         println!("{}", report.title);

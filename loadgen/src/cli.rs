@@ -17,6 +17,7 @@ use std::{
 };
 
 use clap::{Args, ValueHint};
+use terminal_size::{Width, terminal_size_of};
 
 use self::{
     load::{LOAD, REPORT, REQUESTS},
@@ -27,7 +28,7 @@ use crate::{
     load_test::{LoadTest, LoadTestError},
     pause::Pause,
     plan::PlanError,
-    render,
+    render::{self, Table},
     report::{Environment, MemoryModel, Report, Run, ThresholdResult, Verdict},
     runner::unix_seconds,
     stop::Stop,
@@ -93,7 +94,7 @@ pub struct RunArgs {
     #[arg(long, help_heading = LOAD)]
     pub quick: bool,
 
-    /// Folder for report.json and report.html
+    /// Folder for report.json, report.html, report.md, junit.xml and tables in CSV
     #[arg(long, value_name = "DIR", default_value = "target/parallax", help_heading = REPORT)]
     pub out: PathBuf,
 
@@ -233,16 +234,14 @@ impl Session {
             Report::of(self.title, started, environment, self.runs, requirements, memory);
         report.interrupted |= interrupted;
 
-        let json = self.args.out.join("report.json");
-        let html = self.args.out.join("report.html");
-        write_whole(&json, &render::json(&report))?;
-        write_whole(&html, &render::html(&report))?;
+        let out = &self.args.out;
+        write_all(out, &report)?;
         let text = if self.args.json {
             render::json(&report)
         } else {
-            let color = !self.args.no_color && color_on(&io::stdout());
-            let text = render::text(&report, render::Style { color });
-            format!("{text}\nreport: {}\n        {}\n", json.display(), html.display())
+            let text = render::text(&report, style(self.args.no_color, None));
+            let (html, json) = (out.join("report.html"), out.join("report.json"));
+            format!("{text}\nreport: {}\n        {}\n", html.display(), json.display())
         };
         print_whole(&text)?;
         Ok(exit_code(&report))
@@ -263,9 +262,16 @@ pub fn exit_code(report: &Report) -> ExitCode {
     })
 }
 
-/// Colours are for a terminal whose user has not asked for none (<https://no-color.org>).
-pub fn color_on(output: &impl IsTerminal) -> bool {
-    output.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+/// How text is printed to standard output: on a terminal as wide as that is, with colours unless its user has asked
+/// for none, by a flag or for all programs (<https://no-color.org>).
+#[must_use]
+pub fn style(no_color: bool, width: Option<usize>) -> render::Style {
+    let terminal = io::stdout().is_terminal();
+    let columns = || terminal_size_of(io::stdout()).map(|(Width(columns), _)| usize::from(columns));
+    render::Style {
+        color: terminal && !no_color && !env_is_set("NO_COLOR"),
+        width: width.or_else(columns).unwrap_or(render::Style::default().width),
+    }
 }
 
 /// A variable that is empty is as good as none.
@@ -317,6 +323,23 @@ fn probe_folder(folder: &Path) -> io::Result<()> {
     let probe = folder.join(format!(".probe-{}", std::process::id()));
     fs::write(&probe, b"")?;
     fs::remove_file(probe)
+}
+
+/// Writes every rendering of a report into a folder.
+fn write_all(folder: &Path, report: &Report) -> io::Result<()> {
+    for (name, text) in [
+        ("report.json", render::json(report)),
+        ("report.html", render::html(report)),
+        ("report.md", render::markdown(report)),
+        ("junit.xml", render::junit(report)),
+    ] {
+        write_whole(&folder.join(name), &text)?;
+    }
+    for table in Table::ALL {
+        let file = folder.join(table.name()).with_extension("csv");
+        write_whole(&file, &render::csv(report, table))?;
+    }
+    Ok(())
 }
 
 /// Replaces a file in one step, so that nobody reads half a report.

@@ -1,14 +1,14 @@
 //! `parallax`: load on a server that runs, what can be done with a saved report, and tokens.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use parallax_loadgen::{cli, render, report::Report};
+use parallax_loadgen::{
+    cli,
+    render::{self, Table},
+    report::Report,
+};
 
 /// Load on services, and reports that see it from both sides.
 #[derive(Debug, Parser)]
@@ -40,20 +40,17 @@ enum Command {
     Run(Box<cli::UrlArgs>),
     /// Print a saved report; exits as the run that wrote it did
     ///
+    /// What is printed is to the byte what the run wrote: report.html, report.md, junit.xml and the tables.
+    ///
     /// Examples:
     ///   parallax render target/parallax/report.json
+    ///   parallax render report.json --width 132 | less
     ///   parallax render report.json --format html > report.html
+    ///   parallax render report.json --format csv --table timeline > timeline.csv
+    ///   parallax render report.json --format markdown | gh pr comment --body-file -
+    ///   parallax render report.json --format junit > junit.xml
     #[command(verbatim_doc_comment)]
-    Render {
-        /// A report.json
-        report: PathBuf,
-        /// What to make of it
-        #[arg(long, value_enum, default_value = "text")]
-        format: Format,
-        /// No colours, on a terminal either
-        #[arg(long)]
-        no_color: bool,
-    },
+    Render(Render),
     /// Mint a token that lets load past a service's limiter, and print it
     ///
     /// Send it in the header x-parallax-bypass. The key is one of the service's, written ID:SECRET, from
@@ -78,24 +75,62 @@ enum Command {
     },
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Debug, Args)]
+struct Render {
+    /// A report.json
+    #[arg(value_hint = ValueHint::FilePath)]
+    report: PathBuf,
+    /// What to make of it
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// With csv: which table [default: routes]
+    #[arg(long, value_enum)]
+    table: Option<Table>,
+    /// With text: columns, from 80 to 160; from 110 on there are more figures [default: the terminal's, or 80]
+    #[arg(long, value_name = "N")]
+    width: Option<usize>,
+    /// No colours, on a terminal either
+    #[arg(long)]
+    no_color: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum Format {
+    /// For a terminal
     Text,
+    /// As it was saved
     Json,
+    /// A table for a spreadsheet or a script: see --table
+    Csv,
+    /// A comment on a pull request
+    Markdown,
+    /// A page that needs nothing else
     Html,
+    /// Test results for continuous integration
+    Junit,
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Render { report, format, no_color } => render(&report, format, no_color),
+        Command::Render(args) => render(&args),
         Command::Run(args) => cli::run(*args),
         Command::Token(args) => cli::token(args),
         Command::Completions { shell } => completions(shell),
     }
 }
 
-fn render(report: &Path, format: Format, no_color: bool) -> ExitCode {
-    let report = match Report::read(report) {
+fn render(args: &Render) -> ExitCode {
+    let Render { format, table, width, .. } = *args;
+    for (given, flag, of) in
+        [(table.is_some(), "--table", Format::Csv), (width.is_some(), "--width", Format::Text)]
+    {
+        if given && format != of {
+            let of = format!("{of:?}").to_lowercase();
+            eprintln!("error: {flag} is for --format {of}");
+            return ExitCode::from(2);
+        }
+    }
+    let report = match Report::read(&args.report) {
         Ok(report) => report,
         Err(error) => {
             eprintln!("error: {error}");
@@ -103,12 +138,12 @@ fn render(report: &Path, format: Format, no_color: bool) -> ExitCode {
         }
     };
     let text = match format {
-        Format::Text => {
-            let color = !no_color && cli::color_on(&io::stdout());
-            render::text(&report, render::Style { color })
-        }
+        Format::Text => render::text(&report, cli::style(args.no_color, width)),
         Format::Json => render::json(&report),
+        Format::Csv => render::csv(&report, table.unwrap_or(Table::Routes)),
+        Format::Markdown => render::markdown(&report),
         Format::Html => render::html(&report),
+        Format::Junit => render::junit(&report),
     };
     match cli::print_whole(&text) {
         Ok(()) => cli::exit_code(&report),

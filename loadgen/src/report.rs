@@ -167,7 +167,8 @@ pub struct Run {
     pub generator: Option<GeneratorView>,
     /// The run's own thresholds.
     pub thresholds: Vec<ThresholdResult>,
-    /// Equal slots of the warm-up, by intended start, in order; no other figure contains them.
+    /// Equal slots of the warm-up, by intended start, in order, with `at_s` from the start of the warm-up; no other
+    /// figure contains them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warmup: Vec<TimelineRow>,
     /// Equal slots of the measured interval, by intended start, in order.
@@ -355,20 +356,13 @@ impl ClientOutcomes {
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.ok + self.failed()
+        self.ok.saturating_add(self.failed())
     }
 
     /// All but `ok`.
     #[must_use]
     pub fn failed(&self) -> u64 {
-        self.client_error
-            + self.limited
-            + self.server_error
-            + self.timeout
-            + self.transport_error
-            + self.cancelled
-            + self.panicked
-            + self.check_failed
+        self.named()[1..].iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 
     /// Name and count, in the order in which they are shown.
@@ -741,8 +735,11 @@ impl Report {
             .map_err(|detail| ReadReportError::Format { path: path.display().to_string(), detail })
     }
 
-    /// Parses the JSON of a report; the error says what does not fit.
-    fn from_json(bytes: &[u8]) -> Result<Self, String> {
+    /// Parses the JSON of a report.
+    ///
+    /// # Errors
+    /// What does not fit, if it is no JSON or has another schema than [`SCHEMA`].
+    pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Header {
             schema: Option<String>,

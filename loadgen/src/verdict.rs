@@ -551,7 +551,7 @@ fn listed<'n>(what: &str, names: impl IntoIterator<Item = &'n str>) -> String {
 }
 
 impl Report {
-    /// Fails the test that calls it, with the report as its message, unless the verdict is pass.
+    /// Fails the test that calls it, with what did not hold as its message, unless the verdict is pass.
     ///
     /// # Panics
     /// If the verdict is anything but [`Verdict::Pass`].
@@ -560,7 +560,7 @@ impl Report {
         assert!(
             self.verdict == Verdict::Pass,
             "the load test did not pass\n\n{}",
-            render::text(self, render::Style { color: false })
+            render::summary(self, render::Style::default())
         );
     }
 }

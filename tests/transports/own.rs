@@ -284,7 +284,7 @@ async fn the_same_plan_over_several_transports_is_laid_side_by_side() {
         assert_eq!(run.pairs.paired, run.conservation.sent);
     }
     assert_ne!(report.verdict, Verdict::Fail);
-    let text = render::text(&report, render::Style { color: false });
+    let text = render::text(&report, render::Style::default());
     assert!(text.contains("What each transport costs"), "{text}");
     assert!(render::html(&report).contains("What each transport costs"));
 }

@@ -19,7 +19,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::render::fixture;
+    use crate::render::{self, fixture};
 
     fn schema(text: &str) -> (Value, Validator) {
         let schema = serde_json::from_str(text).expect("the schema is JSON");
@@ -97,6 +97,16 @@ mod tests {
             ("/runs/0/plan/timeout_s", json!(0)),
             ("/runs/0/server/routes/0/outcomes/ok", json!(null)),
             ("/runs/0/server/runtime/busy_ratio", json!(1.01)),
+            ("/runs/0/hints/0/message", json!("")),
+            ("/runs/0/littles_law/samples", json!(-1)),
+            ("/runs/0/settling/stationary", json!("yes")),
+            ("/runs/0/stalls/0/at_s", json!(-0.5)),
+            ("/runs/0/warmup/0/outcomes/ok", json!(null)),
+            ("/runs/0/timeline/0/outcomes", json!({})),
+            ("/runs/0/resources/0/busy_ratio", json!(1.5)),
+            ("/runs/0/resources/0/canary_us", json!("late")),
+            ("/runs/0/resources/0/pools/0/waiting", json!(null)),
+            ("/runs/0/client/routes/0/conservation/unexplained", json!(0.5)),
             ("/memory/reach", json!("far")),
         ] {
             let mut report = good.clone();
@@ -110,12 +120,41 @@ mod tests {
             ("/runs/0/conservation", "check_failed"),
             ("/runs/0/pairs/outside", "p999_us"),
             ("/runs/0/timeline/0", "p99_us"),
+            ("/runs/0/hints/0", "rule"),
+            ("/runs/0/stalls/0", "slow"),
+            ("/runs/0/client/routes/0/conservation", "not_seen"),
         ] {
             let mut report = good.clone();
             let object = report.pointer_mut(path).and_then(Value::as_object_mut).expect(path);
             assert!(object.remove(field).is_some(), "{path}/{field} is missing");
             assert!(!validator.is_valid(&report), "without {path}/{field} it was accepted");
         }
+    }
+
+    /// What reports have had only since hints came up, by the place that has it.
+    const LATER: [(&str, &[&str]); 5] = [
+        ("/runs/0", &["hints", "littles_law", "settling", "stalls", "warmup"]),
+        ("/runs/0/timeline/0", &["outcomes"]),
+        ("/runs/0/warmup/0", &["outcomes"]),
+        ("/runs/0/resources/0", &["busy_ratio", "queue_depth", "canary_us", "pools"]),
+        ("/runs/0/client/routes/0", &["conservation"]),
+    ];
+
+    #[test]
+    fn older_reports_have_less_and_are_reports_all_the_same() {
+        let (_, validator) = report_schema();
+        let mut report = value(&fixture::passed());
+        for (path, fields) in LATER.into_iter().rev() {
+            let object = report.pointer_mut(path).and_then(Value::as_object_mut).expect(path);
+            for field in fields {
+                assert!(object.remove(*field).is_some(), "{path}/{field} is missing");
+            }
+        }
+        assert_fits(&validator, &report);
+        let old: Report = serde_json::from_value(report).expect("it is a report");
+        assert!(old.runs[0].hints.is_empty() && old.runs[0].resources[0].pools.is_empty());
+        assert!(!render::text(&old, render::Style::default()).is_empty());
+        assert!(!render::html(&old).is_empty());
     }
 
     #[test]

@@ -1,21 +1,29 @@
-//! What a report looks like: on a terminal, as JSON, as a page.
+//! What a report looks like: on a terminal, as JSON, as tables, as a page, in a review and in CI.
 //!
 //! Every rendering is made from the [`Report`] alone, offline, and the same report renders to the same
 //! bytes.
 
+mod clean;
+mod csv;
 mod html;
 mod json;
+mod junit;
+mod markdown;
 pub(crate) mod number;
 mod plot;
 mod text;
+mod words;
 
 #[cfg(test)]
 pub(crate) mod fixture;
 
+pub use csv::{Table, csv};
 pub use html::html;
 pub use json::json;
+pub use junit::junit;
+pub use markdown::markdown;
 pub(crate) use text::sparkline;
-pub use text::{Style, text};
+pub use text::{Style, summary, text};
 
 use std::collections::BTreeMap;
 
@@ -40,6 +48,26 @@ fn route_views(route: &ClientRoute) -> [(&'static str, &Latency); 4] {
         ("server time", &route.server_time),
         ("outside", &route.outside),
     ]
+}
+
+/// The same of all routes together.
+fn all_routes(run: &Run) -> [(&'static str, &Latency); 4] {
+    [
+        ("response time", &run.client.response_time),
+        ("service time", &run.client.service_time),
+        ("server time", &run.pairs.server_time),
+        ("outside", &run.pairs.outside),
+    ]
+}
+
+/// Who saw one side alone has no figures of the other.
+fn one_sided(run: &Run) -> bool {
+    run.server.is_none() && run.pairs.paired == 0
+}
+
+/// When the warm-up began, on the clock of the measured interval: as long before 0 as its slots take.
+fn warmup_begins(run: &Run) -> f64 {
+    run.warmup.last().map_or(0.0, |last| -(last.at_s + last.width_s))
 }
 
 /// Why the verdict is what it is, in a sentence or two.
@@ -366,10 +394,11 @@ fn backends(server: &PerfView) -> Vec<String> {
             "cache {}: {} of {} lookups hit",
             cache.name,
             number::percent(cache.hit_ratio?),
-            number::count(cache.hits + cache.misses)
+            number::count(cache.hits.saturating_add(cache.misses))
         ))
     });
-    let refused = server.limiter.map(|limiter| limiter.refused_tokens).filter(|t| t.total() > 0);
+    let refused = server.limiter.map(|limiter| limiter.refused_tokens);
+    let refused = refused.filter(|tokens| *tokens != RefusedTokens::default());
     let refused = refused.map(|tokens| {
         let RefusedTokens { malformed, forged, expired, out_of_scope } = tokens;
         format!(

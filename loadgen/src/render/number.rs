@@ -12,6 +12,9 @@ pub(crate) fn duration(us: f64) -> String {
 
 /// A duration, given in seconds.
 pub(crate) fn seconds(s: f64) -> String {
+    if s == 0.0 {
+        return "0 s".to_owned();
+    }
     duration(s * 1e6).replace(".00 ", " ").replace(".0 ", " ")
 }
 
@@ -133,9 +136,10 @@ fn scaled(figure: f64, units: &[(&str, f64)]) -> String {
     format!("{sign}{} {name}", plain(figure / size))
 }
 
-/// Three significant digits, whole from a hundred on.
+/// Three significant digits, whole from a hundred on. What no run can measure is told by its magnitude.
 pub(crate) fn plain(figure: f64) -> String {
     match figure.abs() {
+        f if f >= 1e15 => format!("{figure:.0e}"),
         f if f >= 99.95 => {
             let sign = if figure < 0.0 { "\u{2212}" } else { "" };
             format!("{sign}{}", count(f.round() as u64))
@@ -148,6 +152,35 @@ pub(crate) fn plain(figure: f64) -> String {
 /// A whole number is written as one.
 fn trimmed(text: String, figure: f64) -> String {
     if figure.fract() == 0.0 && figure < 1.0 { format!("{figure:.0}") } else { text }
+}
+
+/// A date, and the time of day in UTC.
+pub(crate) fn utc(unix_s: f64) -> (String, String) {
+    let seconds = unix_s.max(0.0) as u64;
+    let (mut day, second) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let days_of = |year| 365 + u64::from(leap(year));
+    // Year by year is fast enough for any year that a clock shows; a broken one stops here.
+    let mut year = 1970;
+    while year < 9_999 && day >= days_of(year) {
+        day -= days_of(year);
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < length {
+            break;
+        }
+        day -= length;
+        month += 1;
+    }
+    (
+        format!("{year:04}-{month:02}-{:02}", day + 1),
+        format!("{:02}:{:02}:{:02}", second / 3_600, second / 60 % 60, second % 60),
+    )
 }
 
 #[cfg(test)]
@@ -167,6 +200,7 @@ mod tests {
             (12_345.0, "12.3 ms"),
             (6_100_000.0, "6.10 s"),
             (3_600_000_000.0, "3,600 s"),
+            (2e307, "2e301 s"),
         ] {
             assert_eq!(duration(us), text);
         }
@@ -199,5 +233,19 @@ mod tests {
             (percent(1.0), percent(-0.25), percent(12.5)),
             ("100 %".into(), "\u{2212}25 %".into(), "1,250 %".into())
         );
+    }
+
+    #[test]
+    fn dates_follow_the_calendar() {
+        for (unix_s, text) in [
+            (0.0, "1970-01-01 00:00:00"),
+            (951_782_399.9, "2000-02-28 23:59:59"),
+            (951_782_400.0, "2000-02-29 00:00:00"),
+            (1_798_761_599.0, "2026-12-31 23:59:59"),
+            (1_790_000_000.25, "2026-09-21 14:13:20"),
+        ] {
+            let (date, time) = utc(unix_s);
+            assert_eq!(format!("{date} {time}"), text);
+        }
     }
 }

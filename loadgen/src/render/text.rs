@@ -1,32 +1,43 @@
-//! The report on a terminal, 80 columns wide.
+//! The report on a terminal: 80 columns wide, or as wide as there is room.
 
-use std::fmt::Write;
+use std::{fmt::Write, ops::RangeInclusive};
 
 use anstyle::{AnsiColor, Effects};
-use parallax_middleware::samples_needed;
+use parallax_middleware::{LatencySummary, samples_needed};
 
 use super::{
-    Cost, backends, by_transport, cost_in_words, dominance, dominated_tail, mix_in_words, number,
-    one_view, parts, plan_in_words, route_views, transports_in_words, unsupported, why,
+    Cost, all_routes, backends, by_transport, clean::clean, cost_in_words, dominance,
+    dominated_tail, load_in_words, mix_in_words, number, one_sided, one_view, parts, plan_in_words,
+    route_views, transports_in_words, unsupported, why, words,
 };
 use crate::report::{
-    Attribution, Check, ClientOutcomes, Latency, MemoryModel, Report, Run, ThresholdResult,
-    TimelineRow, Unit, Verdict,
+    Attribution, Check, ClientOutcomes, Environment, Latency, MemoryModel, Report, Run,
+    ThresholdResult, TimelineRow, Unit, Verdict,
 };
 
 /// How a text is dressed.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Style {
     /// Colours and weights, as ANSI sequences.
     pub color: bool,
+    /// Columns, taken as 80 to 160. From 110 on, distributions have more figures.
+    pub width: usize,
+}
+
+impl Default for Style {
+    /// No colours, 80 columns.
+    fn default() -> Self {
+        Self { color: false, width: *WIDTHS.start() }
+    }
 }
 
 /// The report for a terminal: the verdict and why, each run with both views, the verdict again. No
-/// line is longer than 80 columns.
+/// line is longer than the style's width.
 #[must_use]
 pub fn text(report: &Report, style: Style) -> String {
-    let mut page = Page { out: String::new(), style };
+    let mut page = Page::new(style);
     page.headline(report);
+    page.environment(&report.environment);
     page.requirements("Requirements", &report.thresholds);
     for group in by_transport(report) {
         page.costs(&group);
@@ -41,13 +52,43 @@ pub fn text(report: &Report, style: Style) -> String {
     page.out
 }
 
-const WIDTH: usize = 80;
-/// Columns of the six figures of a distribution.
+/// What did not hold, for the message of a test that fails: the verdict and why, the requirements that do not
+/// hold, what explains it, and both views of each run. Dressed as [`text()`] is.
+#[must_use]
+pub fn summary(report: &Report, style: Style) -> String {
+    let mut page = Page::new(style);
+    page.headline(report);
+    let missed: Vec<_> = super::requirements(report)
+        .filter(|result| result.verdict != Verdict::Pass)
+        .cloned()
+        .collect();
+    page.requirements("Requirements that do not hold", &missed);
+    for run in &report.runs {
+        page.run_in_short(run);
+    }
+    page.out
+}
+
+/// What [`summary()`] says of one run.
+pub(super) fn run_in_short(run: &Run) -> String {
+    let mut page = Page::new(Style::default());
+    page.run_in_short(run);
+    page.out
+}
+
+const WIDTHS: RangeInclusive<usize> = 80..=160;
+/// From so many columns on there are more figures of a distribution.
+const WIDE: usize = 110;
+/// Columns of a figure of a distribution.
 const CELL: usize = 10;
 /// Columns of a rate beside them.
 const COST_RATE: usize = 11;
-const LABEL: usize = WIDTH - 6 * CELL;
+/// Columns before the figures of a distribution.
+const LABEL: usize = 20;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// The name of a figure, and how it is taken out of a distribution.
+type Column = (&'static str, fn(&LatencySummary) -> Option<String>);
 
 const PLAIN: anstyle::Style = anstyle::Style::new();
 const BOLD: anstyle::Style = anstyle::Style::new().bold();
@@ -55,21 +96,29 @@ const DIM: anstyle::Style = anstyle::Style::new().effects(Effects::DIMMED);
 
 struct Page {
     out: String,
-    style: Style,
+    color: bool,
+    width: usize,
 }
 
 impl Page {
+    fn new(style: Style) -> Self {
+        let width = style.width.clamp(*WIDTHS.start(), *WIDTHS.end());
+        Self { out: String::new(), color: style.color, width }
+    }
+
     fn headline(&mut self, report: &Report) {
         let grade = report.grade.map_or_else(String::new, |grade| format!("grade: {grade}"));
         let verdict = report.verdict.to_string().to_uppercase();
-        let room = WIDTH - verdict.len() - 2 - grade.len() - 2;
+        let room = self.width - verdict.len() - 2 - grade.len() - 2;
         let title = fitted(&report.title, room);
         let gap = " ".repeat(room - width(&title) + 2);
         let verdict = self.paint(verdict_style(report.verdict).bold(), &verdict);
         let title = self.paint(BOLD, &title);
         self.line(format!("{verdict}  {title}{gap}{grade}").trim_end());
         self.wrapped(0, PLAIN, &why(report));
-        let environment = &report.environment;
+    }
+
+    fn environment(&mut self, environment: &Environment) {
         let machine = format!(
             "{} {}, {} processors, {} workers, {} build, Parallax {}",
             environment.os,
@@ -96,13 +145,14 @@ impl Page {
         }
         self.section(title, None);
         let head = figures("observed", "interval", "limit", "margin");
-        self.painted(DIM, &row("", &head));
+        let head = self.row("", &head);
+        self.painted(DIM, &head);
         let mut on = "";
         for result in results {
             if result.run != on {
                 on = &result.run;
                 let run = if on.is_empty() { "  of the whole" } else { &format!("  in {on}") };
-                self.painted(DIM, &fitted(run, WIDTH));
+                self.painted(DIM, &fitted(run, self.width));
             }
             let label = clean(&result.expression);
             let figures = figures(
@@ -112,12 +162,12 @@ impl Page {
                 &result.margin.map_or_else(|| number::NONE.to_owned(), number::margin),
             );
             // A blank on either side of the label; what leaves no room for it goes below it.
-            let own_line = width(&label) + 2 + width(&figures) >= FIGURES_END;
+            let own_line = width(&label) + 2 + width(&figures) >= self.figures_end();
             if own_line {
-                self.painted(PLAIN, &format!("  {}", fitted(&label, WIDTH - 2)));
+                self.painted(PLAIN, &format!("  {}", fitted(&label, self.width - 2)));
             }
             let verdict = self.paint(verdict_style(result.verdict), &result.verdict.to_string());
-            let row = row(if own_line { "" } else { &label }, &figures);
+            let row = self.row(if own_line { "" } else { &label }, &figures);
             self.line(&format!("{row} {verdict}"));
             if result.verdict != Verdict::Pass && !result.note.is_empty() {
                 self.wrapped(4, DIM, &result.note);
@@ -127,16 +177,18 @@ impl Page {
 
     fn costs(&mut self, costs: &[Cost<'_>]) {
         self.section("What each transport costs", None);
+        let width = self.width;
         let row = |name: &str, [rate, figures @ ..]: [&str; 6]| {
             let figures: String = figures.into_iter().map(cell).collect();
-            let room = WIDTH - 5 * CELL - COST_RATE;
+            let room = width - 5 * CELL - COST_RATE;
             format!(
                 "  {:<width$}{rate:>COST_RATE$}{figures}",
                 fitted(name, room - 3),
                 width = room - 2
             )
         };
-        let above = format!("{:>1$}{2:>3$}", "service time", WIDTH - 3 * CELL, "outside", 2 * CELL);
+        let above =
+            format!("{:>1$}{2:>3$}", "service time", self.width - 3 * CELL, "outside", 2 * CELL);
         self.painted(DIM, &above);
         self.painted(DIM, &row("", ["rate", "p50", "p99", "p50", "p99", "ratio"]));
         for cost in costs {
@@ -154,31 +206,9 @@ impl Page {
             let text = format!("interrupted after {}", number::seconds(run.measured_s));
             self.wrapped(2, PLAIN, &text);
         }
-        for reason in &run.validity.reasons {
-            let text = format!("invalid ({}): {}", reason.rule, reason.message);
-            self.wrapped(2, verdict_style(Verdict::Invalid), &text);
-        }
-        self.out.push('\n');
-        let head: String =
-            ["p50", "p90", "p95", "p99", "p99.9", "max"].iter().map(|q| cell(q)).collect();
-        self.painted(DIM, &format!("{:LABEL$}{head}", ""));
+        self.findings(run);
+        self.both_views(run);
         let client = &run.client;
-        // Who saw one side alone has no rows of the other.
-        let sides = if run.server.is_none() && run.pairs.paired == 0 { 2 } else { 4 };
-        self.views(
-            "all routes",
-            client.rate,
-            &client.outcomes,
-            &[
-                ("response time", &client.response_time),
-                ("service time", &client.service_time),
-                ("server time", &run.pairs.server_time),
-                ("outside", &run.pairs.outside),
-            ][..sides],
-        );
-        for route in &client.routes {
-            self.views(&route.route, route.rate, &route.outcomes, &route_views(route)[..sides]);
-        }
         self.out.push('\n');
         self.painted(BOLD, "  the generator");
         self.latency("lag", &client.lag);
@@ -197,10 +227,46 @@ impl Page {
         }
         self.checks(&run.checks);
         self.attribution(run);
-        self.over_time(&run.timeline);
+        self.over_time(run);
         self.conservation(run);
         self.process(run);
         self.requirements(&format!("Requirements of {}", run.name), &run.thresholds);
+    }
+
+    fn run_in_short(&mut self, run: &Run) {
+        self.section(&format!("Run {}", run.name), Some(run.verdict));
+        self.wrapped(2, PLAIN, &load_in_words(&run.plan));
+        self.findings(run);
+        if run.conservation.unexplained > 0 {
+            let text =
+                format!("unexplained requests: {}", number::count(run.conservation.unexplained));
+            self.wrapped(2, verdict_style(Verdict::Invalid), &text);
+        }
+        self.both_views(run);
+    }
+
+    /// Why the run is invalid, and what explains its figures.
+    fn findings(&mut self, run: &Run) {
+        for reason in &run.validity.reasons {
+            let text = format!("invalid ({}): {}", reason.rule, reason.message);
+            self.wrapped(2, verdict_style(Verdict::Invalid), &text);
+        }
+        for hint in &run.hints {
+            self.wrapped(2, BOLD, &format!("hint ({}): {}", hint.rule, hint.message));
+        }
+    }
+
+    /// All routes and each of them, as the client and as the layer saw them.
+    fn both_views(&mut self, run: &Run) {
+        let client = &run.client;
+        self.out.push('\n');
+        let head: String = self.columns().map(|(name, _)| cell(name)).collect();
+        self.painted(DIM, &format!("{:LABEL$}{head}", ""));
+        let sides = if one_sided(run) { 2 } else { 4 };
+        self.views("all routes", client.rate, &client.outcomes, &all_routes(run)[..sides]);
+        for route in &client.routes {
+            self.views(&route.route, route.rate, &route.outcomes, &route_views(route)[..sides]);
+        }
     }
 
     /// One block: the name and its counts, then a line for each view.
@@ -217,7 +283,7 @@ impl Page {
             number::count(outcomes.ok),
             number::count(outcomes.failed())
         );
-        let room = (WIDTH - 2).saturating_sub(counts.len() + 2);
+        let room = (self.width - 2).saturating_sub(counts.len() + 2);
         let name = fitted(name, room);
         let gap = " ".repeat(room + 2 - width(&name));
         let name = self.paint(BOLD, &name);
@@ -244,18 +310,33 @@ impl Page {
             self.line(&format!("{label}{none}"));
             return;
         }
-        let figures: String = [
-            summary.p50_us,
-            summary.p90_us,
-            summary.p95_us,
-            summary.p99_us,
-            summary.p999_us,
-            summary.max_us,
-        ]
-        .into_iter()
-        .map(|us| us.map_or_else(|| cell("n/a"), |us| cell(&number::duration(us))))
-        .collect();
+        let figures: String = self
+            .columns()
+            .map(|(_, figure)| cell(figure(summary).as_deref().unwrap_or("n/a")))
+            .collect();
         self.line(&format!("{label}{figures}"));
+    }
+
+    /// The figures of a distribution that there is room for.
+    fn columns(&self) -> impl Iterator<Item = Column> + use<> {
+        let wide = self.width >= WIDE;
+        fn time(us: Option<f64>) -> Option<String> {
+            us.map(number::duration)
+        }
+        let more: [Column; 3] = [
+            ("samples", |of| Some(number::count(of.count))),
+            ("mean", |of| time(of.mean_us)),
+            ("min", |of| time(of.min_us)),
+        ];
+        let always: [Column; 6] = [
+            ("p50", |of| time(of.p50_us)),
+            ("p90", |of| time(of.p90_us)),
+            ("p95", |of| time(of.p95_us)),
+            ("p99", |of| time(of.p99_us)),
+            ("p99.9", |of| time(of.p999_us)),
+            ("max", |of| time(of.max_us)),
+        ];
+        more.into_iter().filter(move |_| wide).chain(always)
     }
 
     fn checks(&mut self, checks: &[Check]) {
@@ -264,7 +345,7 @@ impl Page {
         }
         self.painted(BOLD, "  checks");
         for check in checks {
-            let total = number::count(check.passed + check.failed);
+            let total = number::count(check.passed.saturating_add(check.failed));
             let counts = format!("{} of {total} held", number::count(check.passed));
             let style = if check.failed == 0 { PLAIN } else { verdict_style(Verdict::Fail) };
             self.wrapped(4, style, &format!("{}: {counts}", check.name));
@@ -280,10 +361,11 @@ impl Page {
             return;
         }
         self.out.push('\n');
-        let room = WIDTH - CELL * run.attribution.len().max(4);
+        let groups = &run.attribution[..run.attribution.len().min((self.width - 30) / CELL)];
+        let room = self.width - CELL * groups.len().max(4);
         let label = |text: &str| format!("{:<room$}", fitted(text, room - 1));
         let cells = |of: &dyn Fn(&Attribution) -> String| -> String {
-            run.attribution.iter().map(|group| cell(&of(group))).collect()
+            groups.iter().map(|group| cell(&of(group))).collect()
         };
         let head = cells(&|group| number::percentile(group.quantile));
         let title = self.paint(BOLD, &label("  where the time goes"));
@@ -305,18 +387,32 @@ impl Page {
         }
     }
 
-    fn over_time(&mut self, timeline: &[TimelineRow]) {
-        if timeline.len() < 2 {
+    fn over_time(&mut self, run: &Run) {
+        let findings: Vec<_> = (run.settling.iter().map(words::settling))
+            .chain(words::stalls(&run.stalls))
+            .chain(run.littles_law.iter().map(words::littles_law))
+            .collect();
+        if run.timeline.len() < 2 && findings.is_empty() {
             return;
         }
         self.painted(BOLD, "  over time");
+        self.sparklines(&run.timeline);
+        for finding in findings {
+            self.wrapped(4, PLAIN, &finding);
+        }
+    }
+
+    fn sparklines(&mut self, timeline: &[TimelineRow]) {
+        if timeline.len() < 2 {
+            return;
+        }
         let rates: Vec<_> = timeline
             .iter()
             .map(|row| (row.width_s > 0.0).then(|| row.completed as f64 / row.width_s))
             .collect();
         let p99s: Vec<_> = timeline.iter().map(|row| row.p99_us).collect();
         for (label, values, unit) in [("rate", rates, Unit::PerSecond), ("p99", p99s, Unit::Us)] {
-            let Some((bars, low, high)) = sparkline(&values) else { continue };
+            let Some((bars, low, high)) = sparkline_of(self.width - 40, &values) else { continue };
             let (low, high) = (number::value(low, unit), number::value(high, unit));
             let range = if low == high { high } else { format!("{low} to {high}") };
             self.line(&format!("    {label:<5} {bars}  {range}"));
@@ -367,6 +463,7 @@ impl Page {
     }
 
     fn process(&mut self, run: &Run) {
+        let worst = words::pools_at_their_worst(&run.resources);
         let Some(server) = &run.server else { return };
         let mut facts = Vec::new();
         if let Some(cpu_s) = server.process.cpu_s {
@@ -392,8 +489,8 @@ impl Page {
             self.painted(BOLD, "  the process");
             self.wrapped(4, PLAIN, &facts.join("; "));
         }
-        for text in backends(server) {
-            self.wrapped(4, PLAIN, &text);
+        for text in backends(server).iter().chain(&worst) {
+            self.wrapped(4, PLAIN, text);
         }
     }
 
@@ -453,8 +550,8 @@ impl Page {
         self.out.push('\n');
         let verdict = verdict.map(|verdict| (verdict, verdict.to_string()));
         let taken = verdict.as_ref().map_or(0, |(_, text)| text.len() + 1);
-        let title = fitted(title, WIDTH - taken - 2);
-        let rule = "─".repeat(WIDTH - taken - width(&title) - 1);
+        let title = fitted(title, self.width - taken - 2);
+        let rule = "─".repeat(self.width - taken - width(&title) - 1);
         let title = self.paint(BOLD, &title);
         let rule = self.paint(DIM, &rule);
         let end = verdict.map_or_else(String::new, |(verdict, text)| {
@@ -469,7 +566,7 @@ impl Page {
         let mut line = " ".repeat(indent);
         let mut begun = false;
         for word in text.split_whitespace() {
-            if begun && width(&line) + 1 + width(word) > WIDTH {
+            if begun && width(&line) + 1 + width(word) > self.width {
                 self.painted(style, &line);
                 line = " ".repeat(if indent > 0 { indent + 2 } else { 0 });
                 begun = false;
@@ -478,13 +575,24 @@ impl Page {
                 line.push(' ');
             }
             // A word longer than a line is cut: nothing else could be done with it.
-            let room = WIDTH - width(&line);
+            let room = self.width - width(&line);
             line.push_str(&fitted(word, room));
             begun = true;
         }
         if begun {
             self.painted(style, &line);
         }
+    }
+
+    /// Where the figures of a requirement end; a blank and the longest verdict fill the line.
+    fn figures_end(&self) -> usize {
+        self.width - 1 - "inconclusive".len()
+    }
+
+    /// A requirement but for its verdict, its figures aligned to the right.
+    fn row(&self, label: &str, figures: &str) -> String {
+        let room = self.figures_end().saturating_sub(2 + width(label));
+        format!("  {label}{figures:>room$}")
     }
 
     fn painted(&mut self, style: anstyle::Style, text: &str) {
@@ -500,7 +608,7 @@ impl Page {
     fn paint(&self, style: anstyle::Style, text: &str) -> String {
         let mut painted = String::new();
         // Writing into a string does not fail.
-        let _ = if self.style.color {
+        let _ = if self.color {
             write!(painted, "{style}{text}{style:#}")
         } else {
             write!(painted, "{text}")
@@ -519,16 +627,8 @@ fn verdict_style(verdict: Verdict) -> anstyle::Style {
     color.on_default()
 }
 
-/// Where the figures of a requirement end; a blank and the longest verdict fill the line.
-const FIGURES_END: usize = WIDTH - 1 - "inconclusive".len();
-
 fn figures(observed: &str, interval: &str, limit: &str, margin: &str) -> String {
     format!("{observed:>9} {interval:>17} {limit:>8} {margin:>7}")
-}
-
-/// A requirement but for its verdict, its figures aligned to the right.
-fn row(label: &str, figures: &str) -> String {
-    format!("  {label}{figures:>room$}", room = FIGURES_END - 2 - width(label))
 }
 
 fn cell(text: &str) -> String {
@@ -537,11 +637,6 @@ fn cell(text: &str) -> String {
 
 fn width(text: &str) -> usize {
     text.chars().count()
-}
-
-/// Without control characters: a name must not steer the terminal.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// Cleaned, and cut to at most `room` columns.
@@ -555,13 +650,17 @@ fn fitted(text: &str, room: usize) -> String {
     cut
 }
 
-/// At most 40 bars, with the least and the largest value; `None` without values. A bar that stands
-/// for several slots shows the largest of them: a spike must not vanish.
+/// At most 40 bars, with the least and the largest value; `None` without values.
 pub(crate) fn sparkline(values: &[Option<f64>]) -> Option<(String, f64, f64)> {
+    sparkline_of(40, values)
+}
+
+/// A bar that stands for several slots shows the largest of them: a spike must not vanish.
+fn sparkline_of(most: usize, values: &[Option<f64>]) -> Option<(String, f64, f64)> {
     let present = || values.iter().flatten().copied();
     let low = present().min_by(f64::total_cmp)?;
     let high = present().max_by(f64::total_cmp)?;
-    let group = values.len().div_ceil(40);
+    let group = values.len().div_ceil(most);
     let bars = values
         .chunks(group)
         .map(|chunk| {
@@ -582,7 +681,7 @@ mod tests {
     use crate::render::fixture;
 
     fn plain(report: &Report) -> String {
-        text(report, Style { color: false })
+        text(report, Style::default())
     }
 
     fn without_escapes(text: &str) -> String {
@@ -600,19 +699,80 @@ mod tests {
     }
 
     #[test]
-    fn no_line_is_longer_than_80_columns() {
+    fn no_line_is_longer_than_there_is_room() {
         for report in [fixture::passed(), fixture::invalid(), fixture::hostile_and_empty()] {
-            let page = plain(&report);
-            for line in page.lines() {
-                assert!(width(line) <= WIDTH, "{}: {line}", width(line));
+            for room in [80, 100, 110, 132, 160] {
+                let style = Style { width: room, ..Style::default() };
+                for line in text(&report, style).lines().chain(summary(&report, style).lines()) {
+                    assert!(width(line) <= room, "{} of {room}: {line}", width(line));
+                }
             }
         }
     }
 
     #[test]
+    fn widths_that_no_page_has_are_taken_as_the_nearest_that_one_has() {
+        let page = |width| text(&fixture::passed(), Style { width, ..Style::default() });
+        assert_eq!(page(0), page(80));
+        assert_eq!(page(usize::MAX), page(160));
+    }
+
+    #[test]
+    fn a_wide_terminal_shows_more_figures_of_each_route() {
+        let page = |width| text(&fixture::passed(), Style { width, ..Style::default() });
+        let heads = ["samples", "mean", "min", "p50", "p90", "p95", "p99", "p99.9", "max"];
+        let head = |page: &str| -> Vec<String> {
+            let line = page.lines().find(|line| line.trim_end().ends_with("p99.9       max"));
+            line.expect("a head").split_whitespace().map(str::to_owned).collect()
+        };
+        assert_eq!(head(&page(109)), heads[3..]);
+        assert_eq!(head(&page(110)), heads);
+        assert!(page(110).contains("    response time       26,000"), "{}", page(110));
+    }
+
+    #[test]
+    fn what_explains_the_figures_stands_before_them() {
+        let page = plain(&fixture::passed());
+        let hint =
+            page.find("hint (pool): p99 of GET /search: 71 % waiting for db").expect("the hint");
+        assert!(hint < page.find("response time").expect("the figures"));
+        for expected in [
+            "settled after 250 ms of the measured interval",
+            "1 stall, at 2.50 s for 125 ms: 61 of 1,250 requests slow, on 5 routes",
+            "Little's law holds: 7.10 in flight on average",
+            "pool db at its worst, at 0 s: 50 of 50 in use, 180 waiting",
+        ] {
+            assert!(page.contains(expected), "{expected} is missing in:\n{page}");
+        }
+    }
+
+    #[test]
+    fn the_message_of_a_test_says_what_failed_and_little_else() {
+        let mut report = fixture::invalid();
+        report.runs[0].plan.think_time_s = Some(0.25);
+        let page = summary(&report, Style::default());
+        for expected in [
+            "INVALID  Recommendation service",
+            "The figures cannot be believed: in open, 91.2 % of requests",
+            "p95 < 200ms",
+            "invalid (masquerade): 91.2 %",
+            "hint (pool): p99 of GET /search",
+            "pausing 250 ms after its answer",
+            "GET /entities/{id}",
+            "server time",
+        ] {
+            assert!(page.contains(expected), "{expected} is missing in:\n{page}");
+        }
+        for more in ["rate >= 1000/s", "where the time goes", "Memory", "scheduled", "linux"] {
+            assert!(!page.contains(more), "{more} is in:\n{page}");
+        }
+        assert!(page.lines().count() < plain(&report).lines().count() / 2 + 20, "{page}");
+    }
+
+    #[test]
     fn colours_change_nothing_but_colours() {
         for report in [fixture::passed(), fixture::invalid(), fixture::hostile_and_empty()] {
-            let colored = text(&report, Style { color: true });
+            let colored = text(&report, Style { color: true, ..Style::default() });
             assert_eq!(without_escapes(&colored), plain(&report));
             assert!(!plain(&report).contains('\u{1b}'));
         }
@@ -671,7 +831,7 @@ mod tests {
         assert!(rows[0].starts_with("  direct ") && rows[0].ends_with(" 1.00"), "{rows:#?}");
         assert!(rows[1].starts_with("  tcp:h2, invalid "), "{rows:#?}");
         assert!(rows[2].contains("to that over direct"), "{rows:#?}");
-        assert!(rows.iter().all(|row| width(row) <= WIDTH), "{rows:#?}");
+        assert!(rows.iter().all(|row| width(row) <= 80), "{rows:#?}");
         assert!(!plain(&fixture::passed()).contains("What each transport costs"));
     }
 

@@ -183,6 +183,20 @@ fn a_report_that_cannot_be_read_is_refused_by_name() {
 }
 
 #[test]
+fn flags_of_another_format_are_refused() {
+    for (flags, format) in [(["--table", "timeline"], "csv"), (["--width", "100"], "text")] {
+        let other = ["render", "report.json", "--format", "html"];
+        let output = output(&mut command(&[&other[..], &flags].concat()));
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            said(&output).contains(&format!("{} is for --format {format}", flags[0])),
+            "{}",
+            said(&output)
+        );
+    }
+}
+
+#[test]
 fn every_shell_gets_a_script_that_knows_the_flags() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let output = output(&mut command(&["completions", shell]));

@@ -52,7 +52,48 @@ fn without_flags_it_is_a_first_look_with_ten_users() {
     assert_eq!((&plan["warmup_s"], &plan["duration_s"]), (&0.5.into(), &2.0.into()));
     assert_eq!(plan["transport"], server.url);
     assert_eq!(plan["mix"][0][0], "GET /");
-    assert!(folder.path().join("report.html").exists());
+}
+
+#[test]
+fn a_run_writes_what_render_makes_of_its_report_to_the_byte() {
+    let (server, folder) = (Server::start(), tempfile::tempdir().expect("a folder"));
+    let url = server.at("/echo");
+    let run = output(&mut command(&quickly(
+        &url,
+        folder.path(),
+        &["--users", "2", "--threshold", "p50 < 10s"],
+    )));
+    let code = run.status.code();
+    let saved = folder.path().join("report.json");
+    let saved = saved.to_str().expect("text");
+    let files: [(&str, &[&str]); 8] = [
+        ("report.json", &["json"]),
+        ("report.html", &["html"]),
+        ("report.md", &["markdown"]),
+        ("junit.xml", &["junit"]),
+        ("routes.csv", &["csv"]),
+        ("timeline.csv", &["csv", "--table", "timeline"]),
+        ("percentiles.csv", &["csv", "--table", "percentiles"]),
+        ("resources.csv", &["csv", "--table", "resources"]),
+    ];
+    for (file, flags) in files {
+        let rendered = output(&mut command(&[&["render", saved, "--format"], flags].concat()));
+        assert_eq!(rendered.status.code(), code, "{file}: {}", said(&rendered));
+        let written = fs::read(folder.path().join(file)).expect(file);
+        assert!(!written.is_empty() && written == rendered.stdout, "{file}");
+    }
+    let printed = String::from_utf8(run.stdout).expect("text");
+    let text = output(&mut command(&["render", saved]));
+    assert!(printed.starts_with(&String::from_utf8(text.stdout).expect("text")), "{printed}");
+    let wide = output(&mut command(&["render", saved, "--width", "120"]));
+    assert!(
+        String::from_utf8(wide.stdout).expect("text").contains("   samples      mean       min ")
+    );
+    assert_eq!(
+        fs::read_dir(folder.path()).expect("the folder").count(),
+        files.len(),
+        "nothing else is there"
+    );
 }
 
 #[test]

@@ -1,0 +1,433 @@
+//! The report as a comment on a change: GitHub's Markdown, short, the rest folded.
+
+use std::fmt::Write;
+
+use super::{
+    all_routes, backends, clean::clean_lines, dominance, mix_in_words, number, one_sided, one_view,
+    parts, plan_in_words, requirements, route_views, why, words,
+};
+use crate::report::{Attribution, ClientOutcomes, Latency, Report, Run, ThresholdResult, Verdict};
+
+/// A comment of GitHub's takes 65,536 characters.
+const LIMIT: usize = 65_000;
+/// Rows of a table; fewer, if names are so long that they do not fit.
+const ROWS: [usize; 4] = [20, 10, 4, 1];
+/// Characters of a name, and of a sentence.
+const NAME: usize = 120;
+const SENTENCE: usize = 600;
+
+/// The report as GitHub's Markdown, for a comment on a pull request: the verdict and why, the requirements, what
+/// explains the figures, both views by route; folded below them the rest. Always below 65,536 characters: at most
+/// 20 routes, runs and requirements are shown, and how many more there are.
+#[must_use]
+pub fn markdown(report: &Report) -> String {
+    let pages = ROWS.iter().map(|rows| Page { out: String::new(), rows: *rows }.of(report));
+    let fits = |page: &String| page.len() <= LIMIT;
+    pages.into_iter().find(fits).unwrap_or_else(|| {
+        let mut page = Page { out: String::new(), rows: 0 };
+        page.headline(report);
+        clean_lines(&page.out)
+    })
+}
+
+struct Page {
+    out: String,
+    /// At most so many of anything.
+    rows: usize,
+}
+
+impl Page {
+    fn of(mut self, report: &Report) -> String {
+        self.headline(report);
+        self.requirements(report);
+        for run in report.runs.iter().take(self.rows) {
+            self.run(run);
+        }
+        self.rest(report.runs.len(), "run");
+        self.details(report);
+        // What is left is of names: lines are all ours.
+        clean_lines(&self.out)
+    }
+
+    fn headline(&mut self, report: &Report) {
+        let sign = match report.verdict {
+            Verdict::Pass => "\u{2705} Pass",
+            Verdict::Inconclusive => "\u{2754} Inconclusive",
+            Verdict::Fail => "\u{274c} Fail",
+            Verdict::Invalid => "\u{26d4} Invalid",
+        };
+        let grade = report.grade.map_or_else(String::new, |grade| format!(" (grade: {grade})"));
+        self.line(&format!("## {sign}: {}{grade}\n", escaped(&report.title, NAME)));
+        self.line(&format!("{}\n", escaped(&why(report), SENTENCE)));
+    }
+
+    fn requirements(&mut self, report: &Report) {
+        let mut all: Vec<_> = requirements(report).collect();
+        if all.is_empty() {
+            return;
+        }
+        // What does not hold must not be among those that are left out.
+        all.sort_by_key(|result| result.verdict == Verdict::Pass);
+        let several = report.runs.len() > 1;
+        let on = if several { " run |" } else { "" };
+        self.line(&format!("| | requirement |{on} observed | interval | limit | margin |"));
+        self.line(&format!("|---|---|{}--:|--:|--:|--:|", if several { "---|" } else { "" }));
+        for result in all.iter().take(self.rows) {
+            let on =
+                if several { format!(" {} |", escaped(&result.run, NAME)) } else { String::new() };
+            self.line(&format!(
+                "| {} | {}{} |{on} {} | {} | {} | {} |",
+                mark(result.verdict),
+                code(&result.expression),
+                note(result),
+                number::maybe(result.observed, result.unit),
+                number::interval(result),
+                number::value(result.limit, result.unit),
+                result.margin.map_or_else(|| number::NONE.to_owned(), number::margin),
+            ));
+        }
+        self.rest(all.len(), "requirement");
+        self.line("");
+    }
+
+    fn run(&mut self, run: &Run) {
+        self.line(&format!("### {} Run {}\n", mark(run.verdict), escaped(&run.name, NAME)));
+        for reason in run.validity.reasons.iter().take(self.rows) {
+            let (rule, message) = (escaped(&reason.rule, NAME), escaped(&reason.message, SENTENCE));
+            self.line(&format!("- **invalid ({rule})**: {message}"));
+        }
+        self.rest(run.validity.reasons.len(), "reason");
+        for hint in run.hints.iter().take(self.rows) {
+            let (rule, message) = (escaped(&hint.rule, NAME), escaped(&hint.message, SENTENCE));
+            self.line(&format!("- **hint ({rule})**: {message}"));
+        }
+        self.rest(run.hints.len(), "hint");
+        if run.validity.reasons.len() + run.hints.len() > 0 {
+            self.line("");
+        }
+        self.line("| route | seen by | rate | ok | failed | p50 | p95 | p99 | p99.9 | max |");
+        self.line("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+        let client = &run.client;
+        let one_sided = one_sided(run);
+        self.both("**all**", client.rate, &client.outcomes, &all_routes(run), one_sided);
+        for route in client.routes.iter().take(self.rows) {
+            self.both(
+                &code(&route.route),
+                route.rate,
+                &route.outcomes,
+                &route_views(route),
+                one_sided,
+            );
+        }
+        self.rest(client.routes.len(), "route");
+        self.line("");
+    }
+
+    /// The response time, and the server time below it.
+    fn both(
+        &mut self,
+        name: &str,
+        rate: f64,
+        outcomes: &ClientOutcomes,
+        views: &[(&str, &Latency); 4],
+        one_sided: bool,
+    ) {
+        let figures = |latency: &Latency| {
+            let of = &latency.summary;
+            let mut cells = String::new();
+            for us in [of.p50_us, of.p95_us, of.p99_us, of.p999_us, of.max_us] {
+                let _ = write!(
+                    cells,
+                    " {} |",
+                    us.map_or_else(|| number::NONE.to_owned(), number::duration)
+                );
+            }
+            cells
+        };
+        self.line(&format!(
+            "| {name} | client | {} | {} | {} |{}",
+            number::per_second(rate),
+            number::count(outcomes.ok),
+            number::count(outcomes.failed()),
+            figures(views[0].1)
+        ));
+        if !one_sided {
+            self.line(&format!("| | server | | | |{}", figures(views[2].1)));
+        }
+    }
+
+    fn details(&mut self, report: &Report) {
+        self.line("<details>");
+        self.line("<summary>Where the time and the requests went, load, environment</summary>\n");
+        for run in report.runs.iter().take(self.rows) {
+            self.line(&format!("**Run {}**\n", escaped(&run.name, NAME)));
+            self.attribution(run);
+            let mut facts = Vec::new();
+            facts.extend(run.settling.iter().map(words::settling));
+            facts.extend(words::stalls(&run.stalls));
+            facts.extend(run.littles_law.iter().map(words::littles_law));
+            facts.extend(conservation(run));
+            facts.extend(run.server.iter().flat_map(backends));
+            facts.extend(words::pools_at_their_worst(&run.resources));
+            facts.push(format!("load: {}", plan_in_words(&run.plan)));
+            facts.push(format!("requests: {}", mix_in_words(&run.plan)));
+            for fact in facts.iter().take(self.rows) {
+                self.line(&format!("- {}", escaped(fact, SENTENCE)));
+            }
+            self.rest(facts.len(), "fact");
+            let of_run =
+                requirements(report).filter(|result| result.run == run.name).take(self.rows);
+            if let Some((command, untold)) = words::repetition(&run.plan, of_run) {
+                self.line(&format!("- again: {} ({untold})", code_of(&command, SENTENCE)));
+            }
+            self.line("");
+        }
+        self.rest(report.runs.len(), "run");
+        let environment = &report.environment;
+        let machine = format!(
+            "{} {}, {} processors, {} workers, {} build",
+            environment.os,
+            environment.arch,
+            environment.cpus,
+            environment.workers,
+            environment.profile
+        );
+        self.line(&format!("- {}", escaped(&machine, SENTENCE)));
+        for (name, value) in environment.settings.iter().take(self.rows) {
+            self.line(&format!("- {}: {}", escaped(name, NAME), escaped(value, SENTENCE)));
+        }
+        self.rest(environment.settings.len(), "setting");
+        self.line("\n</details>\n");
+        let version = escaped(&environment.parallax_version, NAME);
+        self.line(&format!(
+            "<sub>Response time of successes by percentile, as the client and as the server saw them. Parallax \
+             {version}.</sub>"
+        ));
+    }
+
+    fn attribution(&mut self, run: &Run) {
+        let groups: Vec<&Attribution> = run.attribution.iter().take(6).collect();
+        if groups.is_empty() {
+            return;
+        }
+        let mut head = "| part of the response time |".to_owned();
+        let mut times = "| around it |".to_owned();
+        for group in &groups {
+            let _ = write!(head, " {} |", number::percentile(group.quantile));
+            let _ = write!(times, " {} |", number::duration(group.response_us));
+        }
+        self.line(&head);
+        self.line(&format!("|---|{}", "--:|".repeat(groups.len())));
+        self.line(&times);
+        let parts = parts(&run.attribution);
+        for part in parts.iter().take(self.rows) {
+            let mut row = format!("| {} |", code(part));
+            for group in &groups {
+                let share =
+                    group.shares.get(*part).map_or_else(String::new, |share| number::share(*share));
+                let _ = write!(row, " {share} |");
+            }
+            self.line(&row);
+        }
+        self.rest(parts.len(), "part");
+        self.line(&format!(
+            "\n{}.\n",
+            escaped(&dominance("All routes", &run.attribution), SENTENCE)
+        ));
+    }
+
+    /// How many are not shown, of so many.
+    fn rest(&mut self, all: usize, what: &str) {
+        let more = all.saturating_sub(self.rows);
+        if more > 0 {
+            let plural = if more == 1 { "" } else { "s" };
+            self.line(&format!(
+                "\n_{} more {what}{plural} not shown._\n",
+                number::count(more as u64)
+            ));
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        self.out.push_str(text);
+        self.out.push('\n');
+    }
+}
+
+fn conservation(run: &Run) -> Vec<String> {
+    let (n, counts) = (number::count, &run.conservation);
+    let mut ends: Vec<_> = counts
+        .outcomes
+        .named()
+        .into_iter()
+        .filter(|(name, count)| *count > 0 || *name == "ok")
+        .map(|(name, count)| format!("{} {}", name.replace('_', " "), n(count)))
+        .collect();
+    ends.push(format!("in flight {}", n(counts.in_flight)));
+    let layer = counts.server.as_ref().map_or_else(
+        || one_view(&run.pairs),
+        |server| {
+            format!(
+                "layer recorded {}; {} sent but not seen, {} of others",
+                n(server.recorded),
+                n(server.not_seen),
+                n(server.foreign)
+            )
+        },
+    );
+    let mut facts = vec![
+        format!(
+            "scheduled {} = dropped {} + sent {} + unsent {}",
+            n(counts.scheduled),
+            n(counts.dropped),
+            n(counts.sent),
+            n(counts.unsent)
+        ),
+        format!("sent {} = {}", n(counts.sent), ends.join(" + ")),
+        format!("{layer}; unexplained {}", n(counts.unexplained)),
+    ];
+    facts.extend(
+        run.errors.iter().map(|error| format!("{} \u{d7} {}", n(error.count), error.message)),
+    );
+    facts
+}
+
+fn mark(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "\u{2705}",
+        Verdict::Inconclusive => "\u{2754}",
+        Verdict::Fail => "\u{274c}",
+        Verdict::Invalid => "\u{26d4}",
+    }
+}
+
+/// Why a requirement is not simply held or missed.
+fn note(result: &ThresholdResult) -> String {
+    if result.verdict == Verdict::Pass || result.note.is_empty() {
+        return String::new();
+    }
+    format!("<br>{}: {}", result.verdict, escaped(&result.note, SENTENCE))
+}
+
+/// A name as code, which nobody is notified by.
+fn code(name: &str) -> String {
+    code_of(name, NAME)
+}
+
+fn code_of(text: &str, room: usize) -> String {
+    format!("<code>{}</code>", escaped(text, room))
+}
+
+/// A text in a line or a cell: of one line, so long at most, and nothing but text.
+fn escaped(text: &str, room: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (index, c) in text.chars().enumerate() {
+        if index == room {
+            out.push('\u{2026}');
+            break;
+        }
+        match c {
+            '\n' | '\r' | '\t' => out.push(' '),
+            // All that begins an element, a link, emphasis, code, a cell, an address or a reference.
+            '&' | '<' | '>' | '|' | '\\' | '`' | '*' | '_' | '[' | ']' | '~' | '#' | '@' | '!'
+            | '$' => {
+                let _ = write!(out, "&#{};", u32::from(c));
+            }
+            ':' if text.contains("://") => out.push_str("&#58;"),
+            '.' if text.contains("www.") => out.push_str("&#46;"),
+            c => out.push(c),
+        }
+    }
+    // Whoever is called @name is notified even where the sign is written as a number: a mark without a width parts
+    // the two.
+    out.replace("&#64;", "&#64;&#8288;").replace("&#35;", "&#35;&#8288;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        render::fixture,
+        report::{ClientRoute, Hint},
+    };
+
+    #[test]
+    fn a_reviewer_sees_the_verdict_the_requirements_and_both_views_first() {
+        let page = markdown(&fixture::passed());
+        assert!(page.starts_with("## \u{2705} Pass: Recommendation service (grade: "), "{page}");
+        let position =
+            |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is missing in:\n{page}"));
+        assert!(
+            position("All 4 requirements hold")
+                < position("| \u{2705} | <code>p95 &#60; 200ms</code> | open | ")
+        );
+        assert!(position("200ms</code>") < position("- **hint (pool)**: p99 of GET /search"));
+        assert!(
+            position("**hint (pool)**")
+                < position("| <code>GET /search</code> | client | 1,200/s | 6,000 | 0 |")
+        );
+        assert!(position("| | server | | | |") < position("<details>"));
+        assert!(position("<details>") < position("scheduled 50,000"));
+        assert!(position("Little's law holds") < position("cargo bench --bench load"));
+        assert_eq!(page.matches("<details>").count(), page.matches("</details>").count());
+    }
+
+    #[test]
+    fn what_does_not_hold_says_why() {
+        let mut report = fixture::invalid();
+        report.thresholds[0].note = "half of the run".to_owned();
+        let page = markdown(&report);
+        assert!(page.starts_with("## \u{26d4} Invalid: "), "{page}");
+        assert!(
+            page.contains("| \u{274c} | <code>p95 &#60; 200ms</code><br>fail: half of the run |"),
+            "{page}"
+        );
+        assert!(page.contains("- **invalid (masquerade)**: 91.2 %"), "{page}");
+    }
+
+    /// The cells of each row of a table.
+    fn cells(page: &str) -> Vec<usize> {
+        page.lines()
+            .filter(|line| line.starts_with('|'))
+            .map(|line| line.matches('|').count() - 1)
+            .collect()
+    }
+
+    #[test]
+    fn no_name_breaks_a_table_or_notifies_anybody() {
+        let mut report = fixture::passed();
+        let before = cells(&markdown(&report));
+        let name = "a|b\\|c`d`<img src=x>\n|---|\r\n@team #12 [x](http://y) www.z.org *_~";
+        report.runs[0].client.routes[0].route = name.to_owned();
+        report.thresholds[0].expression = name.to_owned();
+        report.runs[0].hints[0].message = name.to_owned();
+        let page = markdown(&report);
+        assert_eq!(cells(&page), before);
+        for raw in ["a|b", "`", "<img", "@team", " #12", "](", "http:", "www."] {
+            assert!(!page.contains(raw), "{raw} is in:\n{page}");
+        }
+        assert!(page.contains("&#64;&#8288;team &#35;&#8288;12"), "{page}");
+    }
+
+    #[test]
+    fn it_is_always_short_enough_for_a_comment() {
+        let mut report = fixture::passed();
+        let route = report.runs[0].client.routes[0].clone();
+        report.runs[0].client.routes =
+            (0..500).map(|n| ClientRoute { route: format!("GET /{n}"), ..route.clone() }).collect();
+        let page = markdown(&report);
+        assert!(page.contains("_480 more routes not shown._"), "{page}");
+        assert!(page.contains("GET /19<") && !page.contains("GET /20<"));
+
+        for run in &mut report.runs {
+            run.hints =
+                vec![Hint { rule: "x".to_owned(), route: None, message: "@".repeat(100_000) }; 100];
+            run.client.routes.iter_mut().for_each(|route| route.route = "|".repeat(70_000));
+        }
+        report.title = "<".repeat(70_000);
+        report.runs = vec![report.runs[0].clone(); 30];
+        let page = markdown(&report);
+        assert!(page.chars().count() < 65_536 && page.len() < 65_536, "{}", page.len());
+        assert!(page.contains("All 4 requirements hold"), "{page}");
+    }
+}
