@@ -173,6 +173,34 @@ pub(crate) fn hostile_and_empty() -> Report {
     report
 }
 
+/// A run that a plan was too much for: dropped arrivals, timeouts and rejections, which come and go.
+pub(crate) fn overloaded() -> Report {
+    let mut report = passed();
+    report.runs.remove(0);
+    let run = &mut report.runs[0];
+    run.conservation.unexplained = 3;
+    run.littles_law =
+        Some(LittlesLaw { sampled: 12.0, expected: 7.0, tolerance: 0.4, samples: 240 });
+    run.settling = Some(Settling { transient_s: 3.5, slots: 40, stationary: false });
+    for (slot, row) in (0_u64..).zip(&mut run.timeline) {
+        if !(10..25).contains(&slot) {
+            continue;
+        }
+        let bad = (slot - 9) * 20;
+        row.outcomes =
+            ClientOutcomes { ok: row.ok - 2 * bad, timeout: bad, limited: bad, ..row.outcomes };
+        (row.ok, row.completed, row.failed, row.dropped) =
+            (row.ok - 2 * bad, row.ok - 2 * bad, 2 * bad, bad / 2);
+        row.p50_us = row.p50_us.map(|us| us * (slot - 8) as f64);
+        row.p99_us = row.p99_us.map(|us| us * (slot - 8) as f64);
+    }
+    run.warmup[0].p99_us = Some(900_000.0);
+    report.thresholds[0].verdict = Verdict::Fail;
+    report.verdict = Verdict::Fail;
+    report.grade = None;
+    report
+}
+
 /// A distribution with its curve, up to the last quantile that has three samples past it.
 pub(crate) fn latency(histogram: &LatencyHistogram) -> Latency {
     let mut curve = Vec::new();

@@ -4,15 +4,18 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use parallax_middleware::samples_needed;
 
 use super::{
-    Cost, all_routes, backends, by_transport, cost_in_words, dominance, dominated_tail,
-    mix_in_words, number, one_view, parts, plan_in_words,
-    plot::{self, Limit, Series},
-    route_views, transports_in_words, unsupported, why,
+    Cost, all_routes, backends, by_transport,
+    clean::clean_lines,
+    cost_in_words, dominance, dominated_tail, load_in_words, mix_in_words, number, one_sided,
+    one_view, parts, plan_in_words,
+    plot::{self, Course, Limit, Panel, Series},
+    requirements as all_requirements, route_views, transports_in_words, unsupported, warmup_begins,
+    why, words,
 };
 use crate::{
     report::{
-        ClientOutcomes, ClientRoute, Environment, Latency, MemoryModel, Report, Run,
-        ThresholdResult, Unit, Verdict,
+        Attribution, ClientOutcomes, ClientRoute, Environment, Latency, MemoryModel, PoolRow,
+        Report, ResourceRow, Run, ThresholdResult, Unit, Verdict,
     },
     threshold::{Metric, Stat, Threshold},
 };
@@ -42,14 +45,16 @@ pub fn html(report: &Report) -> String {
                     @if let Some(model) = &report.memory { (memory(model)) }
                     @for group in by_transport(report) { (cost_table(&group)) }
                     @for run in &report.runs { (run_section(report, run)) }
-                    h2 { "Environment" }
+                    h2 { "Environment and plan" }
                     (environment(&report.environment))
+                    @for run in &report.runs { (plan(report, run)) }
                     footer { "Parallax " (report.environment.parallax_version) ", " (report.schema) }
                 }
             }
         }
     };
-    page.into_string()
+    // Lines are ours: names have none.
+    clean_lines(&page.into_string())
 }
 
 fn headline(report: &Report) -> Markup {
@@ -69,6 +74,17 @@ fn headline(report: &Report) -> Markup {
             ul.reasons {
                 @for (run, reason) in invalid() {
                     li { b { (run.name) ", " (reason.rule) } ": " (reason.message) }
+                }
+            }
+        }
+        @let hints = || report.runs.iter().flat_map(|run| run.hints.iter().map(move |hint| (run, hint)));
+        @if hints().next().is_some() {
+            ul.hints {
+                @for (run, hint) in hints() {
+                    li {
+                        b { @if report.runs.len() > 1 { (run.name) ", " } (hint.rule) }
+                        ": " (hint.message)
+                    }
                 }
             }
         }
@@ -147,17 +163,19 @@ fn cost_table(costs: &[Cost<'_>]) -> Markup {
 fn run_section(report: &Report, run: &Run) -> Markup {
     html! {
         h2 class=(run.verdict) { "Run " (run.name) " " (badge(run.verdict)) }
-        p { (plan_in_words(&run.plan)) "." }
-        p.soft { (mix_in_words(&run.plan)) "." }
+        p { (load_in_words(&run.plan)) "." }
         @if run.interrupted { p { "Interrupted after " (number::seconds(run.measured_s)) "." } }
-        (plots(report, run))
         @if !run.thresholds.is_empty() { (requirements(&run.thresholds)) }
-        h3 { "Both views, by route" }
+        h3 { @if one_sided(run) { "The client's view, by route" } @else { "Both views, by route" } }
         (views(run))
         @if !run.attribution.is_empty() {
             h3 { "Where the time goes" }
+            (waterfall(run))
             (attribution(run))
         }
+        h3 { "By percentile, and over time" }
+        (plots(report, run))
+        (steadiness(run))
         h3 { "Where every request went" }
         (conservation(run))
         @if let Some(facts) = process(run) {
@@ -190,6 +208,9 @@ fn plots(report: &Report, run: &Run) -> Markup {
             _ => None,
         })
         .collect();
+    let course = course(run);
+    let kinds = kinds(run);
+    let slots = || run.warmup.iter().chain(&run.timeline);
     html! {
         div.plots {
             figure {
@@ -207,18 +228,176 @@ fn plots(report: &Report, run: &Run) -> Markup {
                     span.p99 { i.key.p99 {} "p99" }
                     span.p50 { i.key.p50 {} "p50" }
                     span.rate { i.key.rate {} "successes per second" }
-                    @if run.timeline.iter().any(|row| row.failed + row.dropped > 0) {
-                        span { i.key.bad {} "failed or dropped per second" }
+                    @if slots().any(|row| row.failed > 0) {
+                        span { i.key.bad {} "failed" }
                     }
+                    @if slots().any(|row| row.dropped > 0) {
+                        span { i.key.dropped {} "dropped" }
+                    }
+                    @if !run.warmup.is_empty() { span { i.key.warmup {} "warm-up" } }
+                    @if !run.stalls.is_empty() { span { i.key.stall {} "stall" } }
                 }
-                (plot::over_time(&run.timeline))
+                (plot::over_time(&course))
+            }
+            @if kinds.iter().any(|kind| *kind != "ok") {
+                figure {
+                    figcaption {
+                        b { "How requests ended, per second" }
+                        @for kind in &kinds { span { i class={ "key ended-" (kind) } {} (kind.replace('_', " ")) } }
+                    }
+                    (plot::outcomes(&course, &kinds))
+                }
+            }
+            @for name in words::pool_names(&run.resources) {
+                figure {
+                    figcaption {
+                        b { "Pool " (name) }
+                        span.server { i.key.used {} "in use" }
+                        span.response { i.key.waiting {} "waiting" }
+                        span { i.key.most {} "at most" }
+                    }
+                    (plot::panels("Connections in use and requests waiting over time", &course, &pool_panels(run, name)))
+                }
+            }
+            @let process = process_panels(report, run);
+            @if !process.is_empty() {
+                figure {
+                    figcaption {
+                        b { "The process" }
+                        span.response { i.key.cpu {} "processor time" }
+                        span.service { i.key.workers {} "workers busy" }
+                        span.server { i.key.used {} "others" }
+                    }
+                    (plot::panels("The process over time", &course, &process))
+                }
             }
         }
     }
 }
 
+/// The kinds of ends that there were, `dropped` among them; none in a report that does not tell them slot by slot.
+fn kinds(run: &Run) -> Vec<&'static str> {
+    let slots = || run.warmup.iter().chain(&run.timeline);
+    if slots().all(|row| row.outcomes.total() == 0) {
+        return Vec::new();
+    }
+    let ended = (0..ClientOutcomes::default().named().len())
+        .filter(|kind| slots().any(|row| row.outcomes.named()[*kind].1 > 0))
+        .map(|kind| ClientOutcomes::default().named()[kind].0);
+    ended.chain(slots().any(|row| row.dropped > 0).then_some("dropped")).collect()
+}
+
+fn course(run: &Run) -> Course<'_> {
+    let slots = run.timeline.iter().map(|row| row.at_s + row.width_s);
+    Course {
+        warmup: &run.warmup,
+        begins: warmup_begins(run),
+        timeline: &run.timeline,
+        stalls: &run.stalls,
+        ends: slots.chain(run.resources.iter().map(|row| row.at_s)).fold(0.0, f64::max),
+    }
+}
+
+/// Who has a connection, and who waits for one: how many wait is of another size, and has a panel of its own.
+fn pool_panels(run: &Run, name: &str) -> [Panel; 2] {
+    let points = |of: fn(&PoolRow) -> u64| {
+        let at = |row: &ResourceRow| {
+            let pool = row.pools.iter().find(|pool| pool.name == name);
+            (row.at_s, pool.map(|pool| of(pool) as f64))
+        };
+        run.resources.iter().map(at).collect::<Vec<_>>()
+    };
+    let most = points(|pool| pool.max).iter().filter_map(|(_, max)| *max).fold(0.0, f64::max);
+    [
+        Panel {
+            title: "connections in use".to_owned(),
+            unit: Unit::Count,
+            most: (most > 0.0).then_some(most),
+            lines: vec![("server", points(|pool| pool.in_use))],
+        },
+        Panel {
+            title: "requests waiting".to_owned(),
+            unit: Unit::Count,
+            most: None,
+            lines: vec![("response", points(|pool| pool.waiting))],
+        },
+    ]
+}
+
+/// What is known of the process over time.
+fn process_panels(report: &Report, run: &Run) -> Vec<Panel> {
+    let points = |of: &dyn Fn(&ResourceRow) -> Option<f64>| {
+        run.resources.iter().map(|row| (row.at_s, of(row))).collect::<Vec<_>>()
+    };
+    let cpus = report.environment.cpus.max(1) as f64;
+    let used = run.resources.windows(2).map(|rows| {
+        let share = rows[1].cpu_s.zip(rows[0].cpu_s).map(|(now, before)| {
+            ((now - before) / (rows[1].at_s - rows[0].at_s) / cpus).clamp(0.0, 1.0)
+        });
+        (rows[1].at_s, share.filter(|share| share.is_finite()))
+    });
+    let panel =
+        |title: &str, unit, most, lines| Panel { title: title.to_owned(), unit, most, lines };
+    [
+        panel(
+            "share of the processors, and of the workers' time",
+            Unit::Ratio,
+            Some(1.0),
+            vec![("response", used.collect()), ("service", points(&|row| row.busy_ratio))],
+        ),
+        panel(
+            "resident memory",
+            Unit::Bytes,
+            None,
+            vec![("server", points(&|row| row.rss_bytes.map(|bytes| bytes as f64)))],
+        ),
+        panel(
+            "requests in flight in the generator",
+            Unit::Count,
+            None,
+            vec![("server", points(&|row| Some(row.in_flight as f64)))],
+        ),
+        panel(
+            "latest wake-up of a task",
+            Unit::Us,
+            None,
+            vec![("server", points(&|row| row.canary_us))],
+        ),
+        panel(
+            "tasks in the runtime's queue",
+            Unit::Count,
+            None,
+            vec![("server", points(&|row| row.queue_depth.map(|depth| depth as f64)))],
+        ),
+    ]
+    .into_iter()
+    .filter(|panel| {
+        panel.lines.iter().any(|(_, points)| points.iter().any(|(_, figure)| figure.is_some()))
+    })
+    .collect()
+}
+
+/// From when on the figures hold, when they did not, and whether they agree with one another.
+fn steadiness(run: &Run) -> Markup {
+    let sentences = run.settling.iter().map(words::settling);
+    let sentences = sentences.chain(words::stalls(&run.stalls));
+    let sentences: Vec<_> =
+        sentences.chain(run.littles_law.iter().map(words::littles_law)).collect();
+    html! {
+        @if !sentences.is_empty() {
+            ul.flow { @for sentence in &sentences { li { (capital(sentence)) "." } } }
+        }
+    }
+}
+
+fn capital(sentence: &str) -> String {
+    let mut rest = sentence.chars();
+    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+}
+
 fn views(run: &Run) -> Markup {
     let client = &run.client;
+    let sides = if one_sided(run) { 2 } else { 4 };
     html! {
         div.scroll {
             table {
@@ -229,8 +408,10 @@ fn views(run: &Run) -> Markup {
                     }
                 }
                 tbody {
-                    (block("all routes", client.rate, &client.outcomes, &all_routes(run)))
-                    @for route in &client.routes { (route_block(route)) }
+                    (block("all routes", client.rate, &client.outcomes, &all_routes(run)[..sides]))
+                    @for route in &client.routes {
+                        (block(&route.route, route.rate, &route.outcomes, &route_views(route)[..sides]))
+                    }
                     tr { th colspan="8" { "The generator" } }
                     (latency_row("lag", &client.lag, false))
                     @if let Some(gap) = run.generator.as_ref().and_then(|g| g.arrival_gap.as_ref()) {
@@ -268,10 +449,6 @@ fn views(run: &Run) -> Markup {
             }
         }
     }
-}
-
-fn route_block(route: &ClientRoute) -> Markup {
-    block(&route.route, route.rate, &route.outcomes, &route_views(route))
 }
 
 fn block(name: &str, rate: f64, outcomes: &ClientOutcomes, rows: &[(&str, &Latency)]) -> Markup {
@@ -321,6 +498,65 @@ fn latency_row(label: &str, latency: &Latency, first: bool) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// The time of the requests around p99, one part after the other, as a request goes through them.
+fn waterfall(run: &Run) -> Markup {
+    let groups = &run.attribution;
+    let distance = |group: &Attribution| (group.quantile - 0.99).abs();
+    let tail = groups.iter().min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let Some(tail) = tail else { return Markup::default() };
+    let mut steps: Vec<_> = parts(groups)
+        .into_iter()
+        .enumerate()
+        .map(|(position, part)| (position, part, tail.shares.get(part).copied().unwrap_or(0.0)))
+        .filter(|(_, _, share)| *share >= 0.001)
+        .collect();
+    steps.sort_by_key(|(position, part, _)| (stage(part), *position));
+    let mut begin = 0.0;
+    let steps = steps.into_iter().map(|(position, part, share)| {
+        begin += share;
+        (position, part, share, begin - share)
+    });
+    let percent = |share: f64| format!("{:.2}%", share.clamp(0.0, 1.0) * 100.0);
+    html! {
+        p {
+            b { "A request around " (number::percentile(tail.quantile)) } " takes "
+            (number::duration(tail.response_us)) ":"
+        }
+        div.waterfall role="img" aria-label="The parts of a slow request, one after the other; the table has the figures" {
+            @for (position, part, share, left) in steps {
+                span { (part) }
+                div {
+                    i class={ "part-" (position.min(7)) } style={ "left:" (percent(left)) ";width:" (percent(share)) } {}
+                    @if let (Some(low), Some(high)) = (tail.low.get(part), tail.high.get(part)) {
+                        s style={ "left:" (percent(left + low)) ";width:" (percent(high - low)) } {}
+                    }
+                }
+                span {
+                    (number::duration(tail.response_us * share)) ", " (number::share(share))
+                    @if let (Some(low), Some(high)) = (tail.low.get(part), tail.high.get(part)) {
+                        small { " (" (number::share(*low)) " to " (number::share(*high)) ")" }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How early a request is in a part of its time. Phases may come in any order and more than once: this one is usual.
+fn stage(part: &str) -> u8 {
+    let kind = part.split(':').next().unwrap_or(part);
+    match kind {
+        "lag" => 0,
+        "outside" => 1,
+        "limiter" => 2,
+        "pool_wait" => 3,
+        "query" => 4,
+        "cache" => 5,
+        "handler" => 7,
+        _ => 6,
     }
 }
 
@@ -415,6 +651,37 @@ fn conservation(run: &Run) -> Markup {
             }
             li { "unexplained " b { (n(counts.unexplained)) } }
         }
+        (conservation_by_route(&run.client.routes))
+    }
+}
+
+fn conservation_by_route(routes: &[ClientRoute]) -> Markup {
+    let rows =
+        || routes.iter().filter_map(|route| Some((&route.route, route.conservation.as_ref()?)));
+    html! {
+        @if rows().next().is_some() {
+            div.scroll {
+                table {
+                    thead {
+                        tr {
+                            th.text { "route" } th { "ended (client)" } th { "recorded (layer)" }
+                            th { "not seen" } th { "of others" } th { "timed out" } th { "unexplained" }
+                        }
+                    }
+                    tbody {
+                        @for (route, both) in rows() {
+                            tr {
+                                td.text { (route) }
+                                @for count in [both.finished, both.recorded, both.not_seen, both.foreign, both.timed_out] {
+                                    td { (number::count(count)) }
+                                }
+                                td.wrong[both.unexplained > 0] { (number::count(both.unexplained)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -441,7 +708,7 @@ fn process(run: &Run) -> Option<Markup> {
                     (number::count(limiter.limited)) ", passed by " (number::count(limiter.bypassed))
                 }
             }
-            @for text in backends(server) {
+            @for text in backends(server).into_iter().chain(words::pools_at_their_worst(&run.resources)) {
                 @let (name, figures) = text.split_once(": ").unwrap_or(("", &text));
                 dt { (name) } dd { (figures) }
             }
@@ -491,6 +758,20 @@ fn environment(environment: &Environment) -> Markup {
     }
 }
 
+/// What it takes to run it again.
+fn plan(report: &Report, run: &Run) -> Markup {
+    let of_run = all_requirements(report).filter(|result| result.run == run.name);
+    html! {
+        h3 { "Run " (run.name) }
+        p { (plan_in_words(&run.plan)) "." }
+        p.soft { (mix_in_words(&run.plan)) "." }
+        @if let Some((command, untold)) = words::repetition(&run.plan, of_run) {
+            pre { (command) }
+            p.note { "Again: " (untold) "." }
+        }
+    }
+}
+
 fn badge(verdict: Verdict) -> Markup {
     html! { span class={ "badge " (verdict) } { (verdict) } }
 }
@@ -535,11 +816,69 @@ mod tests {
     }
 
     #[test]
-    fn a_run_shows_two_plots_with_their_limit() {
+    fn a_run_shows_its_plots_with_their_limit() {
         let page = html(&fixture::passed());
-        assert_eq!(page.matches("<svg").count(), 4);
+        // By percentile, over time, the pool, the process.
+        assert_eq!(page.matches("<svg").count(), 2 * 4);
         assert!(page.contains("limit: p95 &lt; 200ms"));
         assert!(page.contains("n/a (needs 3,000 samples)"));
+    }
+
+    #[test]
+    fn what_explains_the_figures_comes_right_below_the_verdict() {
+        let page = html(&fixture::passed());
+        let position = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text} is missing"));
+        let in_order = [
+            "All 4 requirements hold",
+            "<b>closed, pool</b>: p99 of GET /search: 71 %",
+            "<h2>Requirements</h2>",
+            "Both views, by route",
+            "<div class=\"waterfall\"",
+            "Latency by percentile",
+            "<b>Pool db</b>",
+            "Settled after 250 ms",
+            "Where every request went",
+            "recorded (layer)",
+            "Environment and plan",
+            "cargo bench --bench load",
+        ];
+        let in_order = in_order.map(position);
+        assert!(in_order.is_sorted(), "{in_order:?}");
+    }
+
+    #[test]
+    fn the_tail_is_a_waterfall_in_the_order_of_a_request() {
+        let page = html(&fixture::passed());
+        let begin = page.rfind("<div class=\"waterfall\"").expect("it is there");
+        let waterfall =
+            &page[begin..page[begin..].find("<div class=\"shares\"").expect("its end") + begin];
+        let parts: Vec<_> = ["lag", "pool_wait:db", "query:db", "handler"]
+            .map(|part| waterfall.find(&format!("<span>{part}</span>")).expect(part))
+            .into();
+        assert!(parts.is_sorted(), "{waterfall}");
+        assert!(waterfall.contains("left:0.00%") && waterfall.contains("<small> ("), "{waterfall}");
+    }
+
+    #[test]
+    fn ends_are_drawn_where_they_differ_and_old_reports_have_none() {
+        let mut report = fixture::passed();
+        report.runs[0].timeline[3].outcomes.timeout = 7;
+        report.runs[0].timeline[4].dropped = 9;
+        let page = html(&report);
+        assert_eq!(
+            page.matches("How requests ended").count(),
+            2,
+            "a figure and its name for those who do not see it"
+        );
+        assert!(
+            page.contains("<polygon class=\"ended-timeout\"")
+                && page.contains("<polygon class=\"ended-dropped\"")
+        );
+        let run = &mut report.runs[0];
+        for row in run.timeline.iter_mut().chain(&mut run.warmup) {
+            row.outcomes = ClientOutcomes::default();
+        }
+        assert!(!html(&report).contains("How requests ended"));
     }
 
     #[test]

@@ -15,6 +15,8 @@ mod text;
 mod words;
 
 #[cfg(test)]
+mod any_report;
+#[cfg(test)]
 pub(crate) mod fixture;
 
 pub use csv::{Table, csv};

@@ -608,7 +608,7 @@ impl Page {
     fn paint(&self, style: anstyle::Style, text: &str) -> String {
         let mut painted = String::new();
         // Writing into a string does not fail.
-        let _ = if self.color {
+        let _ = if self.color && !text.is_empty() {
             write!(painted, "{style}{text}{style:#}")
         } else {
             write!(painted, "{text}")
