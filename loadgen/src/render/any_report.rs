@@ -82,7 +82,7 @@ impl Change {
     fn apply(&self, value: &mut Value) {
         match (self, value) {
             (Self::Fewer(count), Value::Array(array)) => {
-                array.truncate(count.index(array.len() + 1))
+                array.truncate(count.index(array.len() + 1));
             }
             (Self::Twice, Value::Array(array)) => array.extend(array.clone()),
             (Self::Remove(which), Value::Object(object)) if !object.is_empty() => {
@@ -149,7 +149,7 @@ fn shorten(value: &mut Value) {
 #[test]
 fn whatever_is_read_is_rendered_and_no_name_is_more_than_a_name() {
     let originals = originals();
-    let cases = 300;
+    let cases = 150;
     let read = Cell::new(0_u32);
     let mut runner =
         TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(cases) });
