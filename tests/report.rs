@@ -1,11 +1,13 @@
 //! A real run's report: its schema, and its renderings from the saved file alone.
 
-use std::{path::Path, time::Duration};
+use std::{panic::catch_unwind, path::Path, time::Duration};
 
 use axum::{Router, routing::get};
-use parallax_loadgen::{LoadTest, Report, render};
+use parallax_loadgen::{LoadTest, Report, Verdict, render};
 use parallax_middleware::Perf;
 use serde_json::Value;
+
+use crate::support::browser::Browser;
 
 async fn real_report() -> Report {
     let app = Router::new().route("/", get(|| async { "tea" })).layer(Perf::new().layer());
@@ -73,12 +75,59 @@ async fn a_saved_report_renders_to_the_same_bytes() {
     std::fs::write(&path, render::json(&report)).expect("written");
     let saved = Report::read(&path).expect("it is a report");
     assert_eq!(saved, report);
-    for color in [false, true] {
-        let style = render::Style { color, ..render::Style::default() };
+    for (color, width) in [(false, 80), (true, 132)] {
+        let style = render::Style { color, width };
         assert_eq!(render::text(&saved, style), render::text(&report, style));
+        assert_eq!(render::summary(&saved, style), render::summary(&report, style));
     }
-    assert_eq!(render::html(&saved), render::html(&report));
-    assert_eq!(render::json(&saved), render::json(&report));
+    for render in [render::html, render::json, render::markdown, render::junit] {
+        assert_eq!(render(&saved), render(&report));
+    }
+    for table in render::Table::ALL {
+        assert_eq!(render::csv(&saved, table), render::csv(&report, table));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_test_that_fails_says_what_did_not_hold_and_little_else() {
+    let mut report = real_report().await;
+    report.verdict = Verdict::Fail;
+    let [first, .., last] = &mut report.runs[0].thresholds[..] else { panic!("there are three") };
+    (first.verdict, last.verdict) = (Verdict::Fail, Verdict::Pass);
+    let failed = catch_unwind(|| report.assert_passed()).expect_err("it did not pass");
+    let message = failed.downcast::<String>().expect("a text");
+    for said in ["FAIL  ", "p99 < 1s", "response time", "server time", "GET /"] {
+        assert!(message.contains(said), "{said} is missing in {message}");
+    }
+    for unsaid in ["where every request went", "where the time goes", "errors < 90%", "Report {"] {
+        assert!(!message.contains(unsaid), "{unsaid} is in {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_fits_a_phone_and_a_desk_and_has_nothing_to_complain_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("report.html");
+    std::fs::write(&path, render::html(&real_report().await)).expect("written");
+    let mut browser = Browser::start(390, 800).await;
+    for (width, scheme) in [(390, "light"), (390, "dark"), (1280, "dark")] {
+        browser.resize(width, 800).await;
+        browser.prefer(scheme).await;
+        browser.open(&format!("file://{}", path.display())).await;
+        let overflow =
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth";
+        assert_eq!(browser.value(overflow).await, 0, "{width} pixels are too few");
+        // Plots are drawn, and their words are as far apart as to be read.
+        let plots = browser.value("document.querySelectorAll('svg').length").await;
+        assert!(plots.as_u64() >= Some(3), "{plots}");
+        let small = "[...document.querySelectorAll('svg text')].filter(e => e.getBoundingClientRect().height < 9)";
+        assert_eq!(
+            browser.value(&format!("{small}.length")).await,
+            0,
+            "{width} pixels make them too small"
+        );
+    }
+    assert_eq!(browser.complaints(), "");
 }
 
 #[test]

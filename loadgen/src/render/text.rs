@@ -288,6 +288,10 @@ impl Page {
         let gap = " ".repeat(room + 2 - width(&name));
         let name = self.paint(BOLD, &name);
         self.line(&format!("  {name}{gap}{counts}"));
+        if views.iter().all(|(_, latency)| latency.summary.count == 0) {
+            self.painted(DIM, "    no success, so no times");
+            return;
+        }
         for (label, latency) in views {
             self.latency(label, latency);
         }
@@ -763,6 +767,11 @@ mod tests {
         ] {
             assert!(page.contains(expected), "{expected} is missing in:\n{page}");
         }
+        // Nothing succeeded in the second run.
+        report.runs[1].client.routes[0] =
+            fixture::hostile_and_empty().runs[0].client.routes[0].clone();
+        let short = summary(&report, Style::default());
+        assert!(short.contains("    no success, so no times\n"), "{short}");
         for more in ["rate >= 1000/s", "where the time goes", "Memory", "scheduled", "linux"] {
             assert!(!page.contains(more), "{more} is in:\n{page}");
         }
