@@ -240,8 +240,8 @@ impl Session {
             render::json(&report)
         } else {
             let text = render::text(&report, style(self.args.no_color, None));
-            let (html, json) = (out.join("report.html"), out.join("report.json"));
-            format!("{text}\nreport: {}\n        {}\n", html.display(), json.display())
+            let (json, html) = (out.join("report.json"), out.join("report.html"));
+            format!("{text}\nreport: {}\n        {}\n", json.display(), html.display())
         };
         print_whole(&text)?;
         Ok(exit_code(&report))
