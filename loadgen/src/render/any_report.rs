@@ -189,6 +189,43 @@ fn names_are_names_in_every_place_that_has_one() {
     }
 }
 
+#[test]
+fn no_figure_is_too_large_or_too_small() {
+    for original in originals() {
+        for (figure, count) in [
+            (1e308, u64::MAX),
+            (-1e308, 1),
+            (f64::MAX, u64::MAX - 1),
+            (5e-324, 0),
+            (0.0, u64::MAX),
+            (1.0, 1 << 53),
+        ] {
+            let mut value = original.clone();
+            resize(&mut value, figure, count);
+            let bytes = serde_json::to_vec(&value).expect("it is JSON");
+            renders(&Report::from_json(&bytes).expect("figures are free"));
+        }
+    }
+}
+
+/// Puts a figure into the place of every one.
+fn resize(value: &mut Value, figure: f64, count: u64) {
+    match value {
+        Value::Number(number) => {
+            *value = if number.is_f64() { json!(figure) } else { json!(count) }
+        }
+        Value::Array(array) => array.iter_mut().for_each(|value| resize(value, figure, count)),
+        Value::Object(object) => {
+            for (name, value) in object {
+                // Weights have 32 bits.
+                let count = if name == "mix" { count.min(u64::from(u32::MAX)) } else { count };
+                resize(value, figure, count);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// `SEEDS=$PWD/fuzz/seeds/report cargo test -p parallax-loadgen --lib -- --ignored what_fuzzing_begins_with`
 #[test]
 #[ignore = "it writes files that are kept"]

@@ -299,13 +299,13 @@ struct TimeAxis {
 
 impl TimeAxis {
     fn of(course: &Course) -> Self {
-        let from = course.begins.min(0.0);
-        Self { from, to: course.ends.max(from + 1e-9) }
+        // No run is longer than this, but what is read may be.
+        let from = course.begins.clamp(-1e12, 0.0);
+        Self { from, to: course.ends.clamp(from + 1e-9, 1e12) }
     }
 
     fn across(&self, s: f64) -> f64 {
-        let share = ((s - self.from) / (self.to - self.from)).clamp(0.0, 1.0);
-        LEFT + share * (WIDTH - LEFT - RIGHT)
+        LEFT + within((s - self.from) / (self.to - self.from)) * (WIDTH - LEFT - RIGHT)
     }
 
     /// The warm-up shaded, and the stalls.
@@ -359,9 +359,13 @@ struct Frame {
 impl Frame {
     /// Where a share of the axis, in `[0, 1]`, lies; y grows downwards.
     fn up(&self, share: f64) -> f64 {
-        let share = if share.is_nan() { 0.0 } else { share };
-        self.bottom - share.clamp(0.0, 1.0) * (self.bottom - self.top)
+        self.bottom - within(share) * (self.bottom - self.top)
     }
+}
+
+/// A share that is one: no axis has a place for what is beyond its ends, or no number.
+fn within(share: f64) -> f64 {
+    if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }
 }
 
 /// A logarithmic axis from a 1, 2 or 5 to a 1, 2 or 5.
