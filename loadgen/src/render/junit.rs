@@ -30,7 +30,8 @@ pub fn junit(report: &Report) -> String {
     let document = html! {
         (PreEscaped("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"))
         testsuites name=(report.title) tests=(cases) failures=(failures) errors=(errors) time=(seconds(time)) {
-            @for suite in &suites { (suite.element(report)) }
+            @for suite in &suites { "\n" (suite.element(report)) }
+            "\n"
         }
     };
     let mut text = clean_lines(&document.into_string());
@@ -103,7 +104,8 @@ impl Suite<'_> {
                         }
                     }
                 }
-                @for case in &self.cases { (case.element(&class)) }
+                @for case in &self.cases { "\n" (case.element(&class)) }
+                "\n"
                 @if let Some(run) = self.run { system-out { (output(run)) } }
             }
         }
