@@ -252,8 +252,8 @@ fn rename(value: &mut Value, name: &str) {
                         rename(&mut value, name);
                     }
                     // Parts of the time and phases are keys.
-                    let part = value.is_number()
-                        && (key.contains(':') || key == "lag" || key == "outside");
+                    let known = ["lag", "runtime", "outside"].contains(&key.as_str());
+                    let part = value.is_number() && (known || key.contains(':'));
                     (if part { format!("{name}{key}") } else { key }, value)
                 })
                 .collect();

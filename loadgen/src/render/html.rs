@@ -256,7 +256,8 @@ fn plots(report: &Report, run: &Run) -> Markup {
                         span.response { i.key.waiting {} "waiting" }
                         span { i.key.most {} "at most" }
                     }
-                    (plot::panels("Connections in use and requests waiting over time", &course, &pool_panels(run, name)))
+                    @let label = "Connections in use and requests waiting over time";
+                    (plot::panels(label, &course, &pool_panels(run, name)))
                 }
             }
             @let process = process_panels(report, run);
@@ -525,11 +526,12 @@ fn waterfall(run: &Run) -> Markup {
             b { "A request around " (number::percentile(tail.quantile)) } " takes "
             (number::duration(tail.response_us)) ":"
         }
-        div.waterfall role="img" aria-label="The parts of a slow request, one after the other; the table has the figures" {
+        div.waterfall role="img" aria-label="The parts of a slow request, one after the other" {
             @for (position, part, share, left) in steps {
                 span { (part) }
                 div {
-                    i class={ "part-" (position.min(7)) } style={ "left:" (percent(left)) ";width:" (percent(share)) } {}
+                    @let place = format!("left:{};width:{}", percent(left), percent(share));
+                    i class={ "part-" (position.min(7)) } style=(place) {}
                     @if let (Some(low), Some(high)) = (tail.low.get(part), tail.high.get(part)) {
                         s style={ "left:" (percent(left + low)) ";width:" (percent(high - low)) } {}
                     }
@@ -550,13 +552,14 @@ fn stage(part: &str) -> u8 {
     let kind = part.split(':').next().unwrap_or(part);
     match kind {
         "lag" => 0,
-        "outside" => 1,
-        "limiter" => 2,
-        "pool_wait" => 3,
-        "query" => 4,
-        "cache" => 5,
-        "handler" => 7,
-        _ => 6,
+        "runtime" => 1,
+        "outside" => 2,
+        "limiter" => 3,
+        "pool_wait" => 4,
+        "query" => 5,
+        "cache" => 6,
+        "handler" => 8,
+        _ => 7,
     }
 }
 
@@ -616,7 +619,7 @@ fn attribution(run: &Run) -> Markup {
         }
         p.note {
             "Of the requests around each quantile of the response time. Handler: the time in the layer that is "
-            "in no phase. Below a share, its interval: each end is wrong with a probability of 5 %."
+            "in no phase. Runtime: the wait for a worker of the service's runtime. Below a share, its interval: each end is wrong with a probability of 5 %."
         }
     }
 }
@@ -672,9 +675,11 @@ fn conservation_by_route(routes: &[ClientRoute]) -> Markup {
                         @for (route, both) in rows() {
                             tr {
                                 td.text { (route) }
-                                @for count in [both.finished, both.recorded, both.not_seen, both.foreign, both.timed_out] {
-                                    td { (number::count(count)) }
-                                }
+                                td { (number::count(both.finished)) }
+                                td { (number::count(both.recorded)) }
+                                td { (number::count(both.not_seen)) }
+                                td { (number::count(both.foreign)) }
+                                td { (number::count(both.timed_out)) }
                                 td.wrong[both.unexplained > 0] { (number::count(both.unexplained)) }
                             }
                         }
@@ -856,6 +861,18 @@ mod tests {
             .map(|part| waterfall.find(&format!("<span>{part}</span>")).expect(part))
             .into();
         assert!(parts.is_sorted(), "{waterfall}");
+        let order = [
+            "lag",
+            "runtime",
+            "outside",
+            "limiter",
+            "pool_wait:a",
+            "query:a",
+            "cache:b",
+            "render",
+            "handler",
+        ];
+        assert!(order.map(stage).is_sorted());
         assert!(waterfall.contains("left:0.00%") && waterfall.contains("<small> ("), "{waterfall}");
     }
 

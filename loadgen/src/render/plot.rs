@@ -336,10 +336,11 @@ impl TimeAxis {
         let bottom = frames.last().map_or(0.0, |frame| frame.bottom);
         html! {
             @for tick in all.filter(|s| (self.from..=self.to * 1.000_001).contains(s)) {
+                @let x = c(self.across(tick));
                 @for frame in frames {
-                    line.grid x1=(c(self.across(tick))) x2=(c(self.across(tick))) y1=(c(frame.top)) y2=(c(frame.bottom)) {}
+                    line.grid x1=(x) x2=(x) y1=(c(frame.top)) y2=(c(frame.bottom)) {}
                 }
-                text.tick x=(c(self.across(tick))) y=(c(bottom + 17.0)) text-anchor="middle" {
+                text.tick x=(x) y=(c(bottom + 17.0)) text-anchor="middle" {
                     (axis.label(tick).replace('-', "\u{2212}"))
                 }
             }
