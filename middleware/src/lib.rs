@@ -110,7 +110,7 @@ pub use outcome::Outcome;
 pub use peer::{PeerRange, PeerRangeError};
 pub use perf::{Perf, PerfBuilder};
 pub use phase::{Followed, Observed, Phase};
-pub use pool::{CacheWatch, PoolHold, PoolWait, PoolWatch, TimeoutKind};
+pub use pool::{CacheWatch, PoolHold, PoolLevel, PoolWait, PoolWatch, TimeoutKind};
 pub use probe::{LoadMark, PhaseTime, Probe, ProbeSource, ServerRecord};
 pub use process::ProcessUsage;
 #[cfg(feature = "deadpool-redis")]

@@ -27,7 +27,7 @@ use crate::{
     history::{History, Past, Window},
     layer::PerfLayer,
     phase::{Followed, Observed, Phase},
-    pool::{CacheWatch, PoolWatch, Watched},
+    pool::{CacheWatch, PoolLevel, PoolWatch, Watched},
     recorder::{LocalRecorder, Recorder},
     route::RouteKey,
     snapshot::Snapshot,
@@ -374,6 +374,20 @@ impl Perf {
     #[must_use]
     pub fn cache(&self, name: &str) -> CacheWatch {
         CacheWatch::new(&self.recorder, name)
+    }
+
+    /// How each pool stands at this moment: a part of a [`snapshot`](Self::snapshot) that is cheap enough to be
+    /// read many times a second.
+    ///
+    /// ```
+    /// # let perf = parallax_middleware::Perf::new();
+    /// let watch = perf.pool("ldap");
+    /// let _waits = watch.wait();
+    /// assert_eq!(perf.pool_levels()[0].waiting, 1);
+    /// ```
+    #[must_use]
+    pub fn pool_levels(&self) -> Vec<PoolLevel> {
+        self.recorder.pools().levels()
     }
 
     /// What was recorded lately: the last 10 s, minute or 5 min, and up to a tenth more. The figures say how

@@ -135,7 +135,8 @@ impl PoolCells {
         (&self.name, self.kind)
     }
 
-    pub(crate) fn read(&self) -> PoolCounts {
+    /// All but the histograms, which take far longer to read.
+    pub(crate) fn level(&self) -> PoolCounts {
         let mut sum = PoolCounts::default();
         let shards = || self.shards.iter();
         // Ends before beginnings: for a moment too many may seem to wait, never fewer than none.
@@ -152,18 +153,6 @@ impl PoolCells {
         let asked: u64 = shards().map(|shard| shard.asked.load(Relaxed)).sum();
         sum.waiting = asked.saturating_sub(ended);
         sum.in_use = sum.acquired.saturating_sub(released);
-        for shard in shards() {
-            for (into, cells) in [
-                (&mut sum.wait, &shard.wait),
-                (&mut sum.create, &shard.create),
-                (&mut sum.recycle, &shard.recycle),
-                (&mut sum.hold, &shard.hold),
-            ] {
-                if let Some(cells) = cells.get() {
-                    cells.read_into(into);
-                }
-            }
-        }
         let mut sources = self.sources();
         sources.retain(|source| source.strong_count() > 0);
         let there: Vec<Arc<dyn PoolSource>> = sources.iter().filter_map(Weak::upgrade).collect();
@@ -175,6 +164,39 @@ impl PoolCells {
         sum.idle = sizes.iter().map(|size| size.idle).sum();
         sum
     }
+
+    pub(crate) fn read(&self) -> PoolCounts {
+        let mut sum = self.level();
+        for shard in self.shards.iter() {
+            for (into, cells) in [
+                (&mut sum.wait, &shard.wait),
+                (&mut sum.create, &shard.create),
+                (&mut sum.recycle, &shard.recycle),
+                (&mut sum.hold, &shard.hold),
+            ] {
+                if let Some(cells) = cells.get() {
+                    cells.read_into(into);
+                }
+            }
+        }
+        sum
+    }
+}
+
+/// How a pool stands at one moment.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct PoolLevel {
+    /// Its name.
+    pub name: String,
+    /// The most connections that there may be; 0 where the pool does not tell.
+    pub max: u64,
+    /// Connections that are there and not in use.
+    pub idle: u64,
+    /// Connections that somebody has.
+    pub in_use: u64,
+    /// Those who wait for one.
+    pub waiting: u64,
 }
 
 /// The pools and caches of a handle, by name and kind.
@@ -192,6 +214,15 @@ impl Pools {
     /// All pools.
     pub(crate) fn pools(&self) -> Vec<Arc<PoolCells>> {
         lock(&self.pools).clone()
+    }
+
+    /// How each pool stands.
+    pub(crate) fn levels(&self) -> Vec<PoolLevel> {
+        let level = |cells: Arc<PoolCells>| {
+            let PoolCounts { max, idle, in_use, waiting, .. } = cells.level();
+            PoolLevel { name: cells.name.to_string(), max, idle, in_use, waiting }
+        };
+        self.pools().into_iter().map(level).collect()
     }
 
     /// All caches.
