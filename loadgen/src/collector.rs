@@ -2,15 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    iter::repeat,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use parallax_middleware::{LatencyHistogram, Outcome, PhaseTime};
+use tokio::time::Instant;
 
 use crate::{
     attribution::{BLOCKS, Parts},
     conservation::Finished,
+    littles_law::Occupancy,
     outcome::ClientOutcome,
     plan::Plan,
     report::ClientOutcomes,
@@ -59,6 +62,10 @@ pub(crate) struct Tally {
     /// When the last request ended.
     last_end: Duration,
     finished: ClientOutcomes,
+    /// Of the phase, once it is decided.
+    pub(crate) start: Option<Instant>,
+    /// What was in flight.
+    pub(crate) occupancy: Occupancy,
 }
 
 /// One step on one route.
@@ -102,6 +109,8 @@ pub(crate) struct Slots {
     dropped: Vec<u64>,
     /// Successes by the slot in which they ended.
     completed: Vec<u64>,
+    /// How the requests of each ended; of the timeline, the watches need none.
+    outcomes: Vec<ClientOutcomes>,
 }
 
 /// One slot of a run.
@@ -111,6 +120,7 @@ pub(crate) struct Slot<'a> {
     pub(crate) window: &'a Window,
     pub(crate) dropped: u64,
     pub(crate) completed: u64,
+    pub(crate) outcomes: ClientOutcomes,
 }
 
 impl Tally {
@@ -150,11 +160,16 @@ impl Tally {
             recent: LatencyHistogram::new(),
             last_end: Duration::ZERO,
             finished: ClientOutcomes::default(),
+            start: None,
+            occupancy: Occupancy::new(duration),
         }
     }
 
     /// Adds finished requests. `server` knows the names of what the other side saw, if it saw anything.
     pub(crate) fn absorb(&mut self, samples: &[Sample], server: Option<&ServerNames>) {
+        if let Some(start) = self.start {
+            self.occupancy.present = start.elapsed();
+        }
         for sample in samples {
             self.add(sample, server);
         }
@@ -189,6 +204,9 @@ impl Tally {
             times.add(sample.intended, response_time, self.timeline.width());
         }
         self.timeline.add(sample.intended, ok.then_some(response_time));
+        self.timeline.end_as(sample.intended, outcome);
+        let dispatched = sample.intended + sample.lag;
+        self.occupancy.add(dispatched, dispatched + sample.service_time);
         if ok {
             let in_time = self.timeline.complete(sample.intended + response_time);
             row.in_time += u64::from(in_time);
@@ -291,6 +309,7 @@ impl Tally {
 
     /// The phase ends here, earlier than planned if it was stopped.
     pub(crate) fn end_at(&mut self, end: Duration) {
+        self.occupancy.end_at(end);
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
         let timelines = timelines.chain([&mut self.timeline, &mut self.empty]);
         timelines.chain(self.unseen.values_mut()).for_each(|slots| slots.end = slots.end.min(end));
@@ -398,7 +417,14 @@ fn route_name(
 
 impl Slots {
     fn new(duration: Duration, width: Duration) -> Self {
-        Self { end: duration, width, slots: Vec::new(), dropped: Vec::new(), completed: Vec::new() }
+        Self {
+            end: duration,
+            width,
+            slots: Vec::new(),
+            dropped: Vec::new(),
+            completed: Vec::new(),
+            outcomes: Vec::new(),
+        }
     }
 
     /// Counts a request, with its value if it succeeded.
@@ -445,6 +471,15 @@ impl Slots {
         self.dropped[index] += 1;
     }
 
+    /// Counts how a request ended.
+    fn end_as(&mut self, intended: Duration, outcome: ClientOutcome) {
+        let index = self.index(intended);
+        if self.outcomes.len() <= index {
+            self.outcomes.resize(index + 1, ClientOutcomes::default());
+        }
+        self.outcomes[index].add(outcome);
+    }
+
     /// Counts a success that was complete at `at`. False, and not counted, if that is in the drain: what
     /// ends there is no part of the rate.
     fn complete(&mut self, at: Duration) -> bool {
@@ -479,6 +514,12 @@ impl Slots {
         let pairs = |counts: &[u64]| counts.chunks(2).map(|pair| pair.iter().sum()).collect();
         self.dropped = pairs(&self.dropped);
         self.completed = pairs(&self.completed);
+        let pairs = self.outcomes.chunks(2).map(|pair| {
+            let mut sum = pair[0];
+            pair[1..].iter().for_each(|later| sum.merge(later));
+            sum
+        });
+        self.outcomes = pairs.collect();
         let mut slots = std::mem::take(&mut self.slots).into_iter();
         while let Some(mut slot) = slots.next() {
             if let Some(later) = slots.next() {
@@ -502,13 +543,15 @@ impl Slots {
     pub(crate) fn until(&self, end: Duration) -> impl Iterator<Item = Slot<'_>> {
         let starts = (0_u32..).map(|index| self.width * index);
         let counts = self.dropped.iter().zip(&self.completed);
+        let outcomes = self.outcomes.iter().copied().chain(repeat(ClientOutcomes::default()));
         starts
-            .zip(self.slots.iter().zip(counts))
-            .map(|(at, (window, (dropped, completed)))| Slot {
+            .zip(self.slots.iter().zip(counts).zip(outcomes))
+            .map(|(at, ((window, (dropped, completed)), outcomes))| Slot {
                 at,
                 window,
                 dropped: *dropped,
                 completed: *completed,
+                outcomes,
             })
             .take_while(move |slot| slot.at < end)
     }
@@ -567,9 +610,11 @@ mod tests {
     fn requests_count_where_they_were_due_and_completions_where_they_happened() {
         let mut slots = slots(Duration::from_secs(4));
         slots.add(50 * MS, Some(MS));
+        slots.end_as(50 * MS, ClientOutcome::Ok);
         slots.complete(250 * MS);
         // Complete after the end: an answer, but no part of the rate.
         slots.add(3_950 * MS, None);
+        slots.end_as(3_950 * MS, ClientOutcome::Limited);
         slots.complete(4_100 * MS);
         slots.drop_arrival(150 * MS);
         slots.close(Duration::from_secs(4));
@@ -578,6 +623,8 @@ mod tests {
         assert_eq!((all[0].window.ok.count(), all[0].completed), (1, 0));
         assert_eq!((all[1].dropped, all[2].completed), (1, 1));
         assert_eq!(all[39].window.failed, 1);
+        assert_eq!((all[0].outcomes.ok, all[39].outcomes.limited), (1, 1));
+        assert_eq!(all.iter().map(|slot| slot.outcomes.total()).sum::<u64>(), 2);
         assert_eq!(all.iter().map(|slot| slot.completed).sum::<u64>(), 1);
     }
 
@@ -594,6 +641,9 @@ mod tests {
         let mut slots = Slots::new(Duration::from_secs(3_600), SHORTEST_SLOT);
         for n in 0..1_000 {
             slots.add(100 * MS * n, (n % 2 == 0).then_some(MS));
+            let ok = n % 2 == 0;
+            let outcome = if ok { ClientOutcome::Ok } else { ClientOutcome::Timeout };
+            slots.end_as(100 * MS * n, outcome);
             slots.complete(100 * MS * n);
             slots.drop_arrival(100 * MS * n);
         }
@@ -603,6 +653,7 @@ mod tests {
         for slot in all {
             assert_eq!((slot.window.ok.count(), slot.window.failed), (2, 2));
             assert_eq!((slot.completed, slot.dropped), (4, 4));
+            assert_eq!((slot.outcomes.ok, slot.outcomes.timeout), (2, 2));
         }
     }
 }

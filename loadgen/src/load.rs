@@ -342,6 +342,7 @@ impl<S: InProcess> Load<S> {
             equip(request, &self.plan, &sender.probe);
         }
         let timeout = self.plan.timeout;
+        let in_service = self.sink.in_service();
         // What waits for a worker of the service's runtime is with the service already.
         let dispatched = Instant::now() - waited;
         let (service, failures) = (&mut sender.service, &self.failures);
@@ -364,6 +365,7 @@ impl<S: InProcess> Load<S> {
             }
         };
         let received = Instant::now();
+        drop(in_service);
         if self.probes.answered_by().is_some() {
             let settled = settle(&mut sender.probe).await;
             self.unsettled.fetch_add(u64::from(!settled), Relaxed);
@@ -446,6 +448,12 @@ impl<S: InProcess> Load<S> {
 }
 
 impl<S> Load<S> {
+    /// Does the service run in this process? Behind a connection that leads out of the test it does if a layer of
+    /// this process answers.
+    pub(crate) fn is_in_process(&self) -> bool {
+        !self.plan.leads_out || self.probes.answered_by().is_some()
+    }
+
     /// Who knows what the other side calls its routes, once it is known who answers.
     pub(crate) fn server_names(&self) -> Option<ServerNames> {
         let layer = self.probes.answered_by().map(|perf| ServerNames::Layer(perf.clone()));

@@ -584,6 +584,7 @@ impl<S: InProcess> LoadTest<S> {
             token: self.token.clone(),
             pacer: self.pacer,
             topology: self.topology,
+            leads_out: self.wire.is_some(),
             virtual_time: self.virtual_time,
             tags: self.tags.clone(),
             thresholds: self.thresholds.clone(),

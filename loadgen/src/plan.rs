@@ -78,6 +78,8 @@ pub(crate) struct Plan {
     pub(crate) token: Option<HeaderValue>,
     pub(crate) pacer: Pacer,
     pub(crate) topology: Topology,
+    /// Requests go over connections of their own to wherever those lead.
+    pub(crate) leads_out: bool,
     /// Time is tokio's, and paused.
     pub(crate) virtual_time: bool,
     pub(crate) tags: BTreeMap<String, String>,

@@ -28,7 +28,7 @@ use crate::{
     alarm::AlarmClock,
     calibration::{Null, cost_of_a_request},
     checks::Checks,
-    collector::{SharedTally, Tally},
+    collector::{SharedTally, Slots, Tally},
     failures::Failures,
     load::{DRAIN_GRACE, Load, Timer, UnderWay, equip, settle},
     pacer::{self, Paced, Pacer, Taking},
@@ -37,6 +37,7 @@ use crate::{
     random::stream,
     reply::FlowError,
     report::{Check, ErrorCount, ResourceRow},
+    resources::{Reading, Resources, RuntimeWatch, pools},
     schedule::{Profile, Schedule, Starts},
     server_names::{ServerNames, Told},
     sink::{Sample, Sink},
@@ -47,6 +48,10 @@ use crate::{
 
 /// How often samples are collected.
 const COLLECT_EVERY: Duration = Duration::from_millis(20);
+/// In virtual time, for each reading of the process.
+const PASSES: u32 = 8;
+/// What counts as one moment.
+const MOMENT: Duration = Duration::from_micros(20);
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// What progress calls "the last second".
@@ -80,6 +85,12 @@ pub(crate) struct Findings {
     /// What the server's side calls its routes and phases.
     pub(crate) server_names: Option<ServerNames>,
     pub(crate) resources: Vec<ResourceRow>,
+    /// How late a task on the service's runtime was woken; not in virtual time.
+    pub(crate) canary: Option<LatencyHistogram>,
+    /// The service runs in this process, as far as anybody can tell.
+    pub(crate) in_process: bool,
+    /// The slots of the warm-up before it, and how long that lasted.
+    pub(crate) warmup: Option<(Slots, Duration)>,
     pub(crate) errors: Vec<ErrorCount>,
     /// Steps of the mix that had a weight and no turn, by name.
     pub(crate) never_taken: Vec<String>,
@@ -154,9 +165,11 @@ pub(crate) async fn run<S: InProcess>(
         () = phase.preflight() => {}
         () = stop.stopped() => {}
     }
-    let mut left_over = 0;
+    let (mut left_over, mut warmup) = (0, None);
     if !plan.warmup.is_zero() && !stop.is_stopped() {
-        left_over = phase.run(Stage::WarmUp, plan.warmup).await?.in_flight;
+        let before = phase.run(Stage::WarmUp, plan.warmup).await?;
+        left_over = before.in_flight;
+        warmup = Some((before.tally.timeline, before.measured));
     }
     let mut findings = phase.run(Stage::Measure, plan.duration).await?;
     let unsettled = phase.unsettled.load(Relaxed);
@@ -181,7 +194,7 @@ pub(crate) async fn run<S: InProcess>(
         }
     }
     let left_over = left_over + unsettled;
-    Ok(Findings { left_over, cost, ..findings })
+    Ok(Findings { left_over, warmup, cost, ..findings })
 }
 
 /// Runs it on a runtime of the generator's own; the service's is the caller's.
@@ -282,6 +295,8 @@ impl<S: InProcess> Phase<'_, S> {
     fn load(&self, stage: Stage, duration: Duration, timer: Timer) -> Load<S> {
         let measured = stage == Stage::Measure;
         let start = Instant::now() + LEAD;
+        let mut tally = Tally::new(self.plan, duration);
+        tally.start = Some(start);
         Load {
             service: self.service.clone(),
             workload: match stage {
@@ -292,7 +307,7 @@ impl<S: InProcess> Phase<'_, S> {
             probes: self.probes.clone(),
             stop: self.stop.clone(),
             sink: Sink::new(Handle::current().metrics().num_workers()),
-            tally: SharedTally::new(Tally::new(self.plan, duration)),
+            tally: SharedTally::new(tally),
             checks: Checks::default(),
             failures: Arc::default(),
             timer,
@@ -372,7 +387,7 @@ impl<S: InProcess> Phase<'_, S> {
                 return Err(error);
             }
         };
-        let resources = collector.finish().await;
+        let Collected { resources, canary } = collector.finish().await;
         let after = load.probes.answered_by().map(Perf::snapshot);
         let server = match (before, after) {
             (Some(before), Some(after)) => Some(after.since(&before)),
@@ -412,6 +427,9 @@ impl<S: InProcess> Phase<'_, S> {
             server,
             server_names,
             resources,
+            canary,
+            in_process: load.is_in_process(),
+            warmup: None,
             errors: load.failures.counts(),
             never_taken,
             checks: load.checks.all(),
@@ -621,8 +639,15 @@ struct Collector {
 }
 
 enum Worker {
-    Thread(thread::JoinHandle<Vec<ResourceRow>>),
-    Task(AbortOnDrop<Vec<ResourceRow>>),
+    Thread(thread::JoinHandle<Collected>),
+    Task(AbortOnDrop<Collected>),
+}
+
+/// What it saw besides requests.
+#[derive(Default)]
+struct Collected {
+    resources: Vec<ResourceRow>,
+    canary: Option<LatencyHistogram>,
 }
 
 impl Collector {
@@ -638,9 +663,9 @@ impl Collector {
         let worker = if virtual_time {
             Worker::Task(AbortOnDrop(tokio::spawn(async move {
                 while !collecting.pass() {
-                    sleep(collecting.slot).await;
+                    sleep(collecting.resources.every() / PASSES).await;
                 }
-                collecting.resources
+                collecting.collected()
             })))
         } else {
             let thread = thread::Builder::new().name("parallax-collector".to_owned());
@@ -648,14 +673,14 @@ impl Collector {
                 while !collecting.pass() {
                     thread::park_timeout(COLLECT_EVERY);
                 }
-                collecting.resources
+                collecting.collected()
             })?)
         };
         Ok(Self { stage: cell, done, worker })
     }
 
     /// Collects what is left, and ends.
-    async fn finish(self) -> Vec<ResourceRow> {
+    async fn finish(self) -> Collected {
         self.done.store(true, Relaxed);
         match self.worker {
             Worker::Thread(thread) => {
@@ -676,9 +701,9 @@ struct Collecting<S> {
     done: Arc<AtomicBool>,
     observer: Option<Observer>,
     spare: Vec<Sample>,
-    resources: Vec<ResourceRow>,
-    slot: Duration,
-    next_row: Instant,
+    resources: Resources,
+    /// Where time is real.
+    runtime: Option<RuntimeWatch>,
     live: Live,
 }
 
@@ -689,14 +714,16 @@ impl<S> Collecting<S> {
         done: Arc<AtomicBool>,
         observer: Option<Observer>,
     ) -> Self {
+        let service = load.host.clone().unwrap_or_else(Handle::current);
+        let runtime =
+            (!load.plan.virtual_time).then(|| RuntimeWatch::start(&service, load.start, load.end));
         Self {
             stage,
             done,
             observer,
             spare: Vec::new(),
-            resources: Vec::new(),
-            slot: slot_of(&load),
-            next_row: load.start,
+            resources: Resources::new(slot_of(&load)),
+            runtime,
             live: Live::new(load.start),
             load,
         }
@@ -707,28 +734,49 @@ impl<S> Collecting<S> {
         let load = &self.load;
         // Read before the pass: what is pushed before the flag is set is collected.
         let last = self.done.load(Relaxed) || load.abandoned.load(Relaxed);
+        count_in_service(load);
         load.sink.drain(&mut self.spare, |samples| {
             load.tally.lock().absorb(samples, load.server_names().as_ref());
         });
         let now = Instant::now();
-        if now >= self.next_row || last {
-            self.next_row = now + self.slot;
-            let usage = ProcessUsage::now();
-            self.resources.push(ResourceRow {
-                at_s: now.saturating_duration_since(load.start).as_secs_f64(),
-                rss_bytes: usage.rss_bytes,
-                cpu_s: usage.cpu.map(|cpu| cpu.as_secs_f64()),
+        let at = now.saturating_duration_since(load.start);
+        if self.resources.is_due(at) || last {
+            // A runtime that only the generator runs on says nothing about the service.
+            let runtime = self.runtime.as_ref().filter(|_| load.is_in_process());
+            self.resources.add(Reading {
+                at,
+                usage: ProcessUsage::now(),
                 in_flight: load.sink.in_flight(),
-                busy_ratio: None,
-                queue_depth: None,
-                canary_us: None,
-                pools: Vec::new(),
+                runtime: runtime.map(RuntimeWatch::read),
+                pools: pools(load.probes.answered_by()),
             });
         }
         if let Some(observer) = &self.observer {
             self.live.tell(load, self.stage.get(), now, last, observer);
         }
         last
+    }
+
+    fn collected(self) -> Collected {
+        let canary = self.runtime.map(|runtime| runtime.canary.lateness());
+        Collected { resources: self.resources.rows(), canary }
+    }
+}
+
+/// Counts what is in the service's hands at this moment.
+fn count_in_service<S>(load: &Load<S>) {
+    if Instant::now() < load.start {
+        return;
+    }
+    // Under the lock, so that nothing is added that ends after the moment.
+    let mut tally = load.tally.lock();
+    for _ in 0..3 {
+        let at = Instant::now();
+        let counted = load.sink.count_in_service();
+        // If this thread was held up in between, the count is of another moment.
+        if at.elapsed() <= MOMENT {
+            return tally.occupancy.count(at - load.start, counted);
+        }
     }
 }
 

@@ -88,6 +88,9 @@ struct Shard {
     /// Of those, the ones that were not after all.
     unsent: AtomicU64,
     finished: AtomicU64,
+    /// Requests that were handed over, and those that are over: counted without a look at any clock.
+    began: AtomicU64,
+    ended: AtomicU64,
     samples: Mutex<Vec<Sample>>,
 }
 
@@ -111,6 +114,20 @@ impl Sink {
         let shard = self.shard();
         shard.unsent.fetch_add(1, Relaxed);
         shard.finished.fetch_add(1, Release);
+    }
+
+    /// Counts a request as in the service's hands until the guard is dropped.
+    pub(crate) fn in_service(&self) -> InService<'_> {
+        self.shard().began.fetch_add(1, Relaxed);
+        InService { sink: self }
+    }
+
+    /// Requests in the service's hands, counted from the outside.
+    pub(crate) fn count_in_service(&self) -> u64 {
+        // Ends first, so that no end is seen without its beginning.
+        let ended: u64 = self.shards.iter().map(|shard| shard.ended.load(Acquire)).sum();
+        let began: u64 = self.shards.iter().map(|shard| shard.began.load(Relaxed)).sum();
+        began.saturating_sub(ended)
     }
 
     /// Adds a finished request. Returns a batch for the collector if the shard is full.
@@ -162,6 +179,18 @@ impl Sink {
         // layer counted of it.
         let finished: u64 = self.shards.iter().map(|shard| shard.finished.load(Acquire)).sum();
         self.total_begun().saturating_sub(finished)
+    }
+}
+
+/// A request in the service's hands.
+#[derive(Debug)]
+pub(crate) struct InService<'a> {
+    sink: &'a Sink,
+}
+
+impl Drop for InService<'_> {
+    fn drop(&mut self) {
+        self.sink.shard().ended.fetch_add(1, Release);
     }
 }
 

@@ -6,18 +6,21 @@ use parallax_middleware::{LatencyHistogram, Snapshot, samples_needed};
 
 use crate::{
     attribution::Part,
-    collector::{Row, Slot},
+    collector::{Row, Slot, Slots},
     conservation::{Balance, Recorded},
     load::DRAIN_GRACE,
     plan::{Plan, Workload},
     render::{self, number},
     report::{
         Attribution, ClientOutcomes, ClientRoute, ClientView, Conservation, Environment,
-        GeneratorView, Latency, MemoryModel, Pairs, Reason, Report, ResourceRow, Run, SCHEMA,
-        ServerConservation, ThresholdResult, TimelineRow, Validity, Verdict,
+        GeneratorView, Latency, LittlesLaw, MemoryModel, Pairs, Reason, Report, ResourceRow, Run,
+        SCHEMA, ServerConservation, ThresholdResult, TimelineRow, Validity, Verdict,
     },
     runner::{Findings, unix_seconds},
+    saturation::{self, Missed},
+    schedule::Schedule,
     server_names::ServerNames,
+    settling::Series,
     sink::HANDLER,
     stall::stalls,
     statistics::{self, Estimate, Window},
@@ -59,17 +62,27 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         .iter()
         .map(|threshold| judge_threshold(&plan.name, threshold, &findings, &conservation, &rows))
         .collect();
+    let measured = findings.measured;
+    let littles_law = findings.tally.occupancy.law(measured, findings.in_flight);
+    let series = series(plan, &findings);
+    let missed = Missed::of(&plan.thresholds, &thresholds);
+    let cpu_share = cpu_share(within(&findings.resources, measured));
+    validity.reasons.extend(broken_law(littles_law.as_ref()));
+    validity.reasons.extend(saturation::saturated(&findings, plan, cpu_share, &missed));
+    let fall = series.as_ref().and_then(Series::fall);
+    validity.reasons.extend(saturation::not_settled(fall, &missed));
     for result in &thresholds {
         if result.verdict == Verdict::Invalid {
-            validity.verdict = Verdict::Invalid;
             validity.reasons.push(Reason {
                 rule: "no_samples".to_owned(),
                 message: format!("{}: {}", result.expression, result.note),
             });
         }
     }
+    if !validity.reasons.is_empty() {
+        validity.verdict = Verdict::Invalid;
+    }
     let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
-    let measured = findings.measured;
     let client = client_view(&findings, &rows, &total, balance.as_ref(), plan.seed);
     Run {
         name: plan.name.clone(),
@@ -93,21 +106,44 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         attribution: attribute(&total, names, plan.seed),
         conservation,
         hints: Vec::new(),
-        littles_law: None,
-        settling: None,
+        littles_law,
+        settling: series.as_ref().and_then(Series::settling),
         stalls: stalls(rows.values().filter_map(|row| row.times.as_ref()), measured),
         checks: findings.checks.clone(),
         generator: Some(generator_view(&findings)),
         thresholds,
-        warmup: Vec::new(),
-        timeline: findings
-            .tally
-            .timeline
-            .until(measured)
-            .map(|slot| timeline_row(&slot, findings.tally.timeline.width(), measured))
-            .collect(),
+        warmup: findings
+            .warmup
+            .as_ref()
+            .map(|(slots, lasted)| timeline(slots, *lasted))
+            .unwrap_or_default(),
+        timeline: timeline(&findings.tally.timeline, measured),
         resources: findings.resources,
     }
+}
+
+fn timeline(slots: &Slots, lasted: Duration) -> Vec<TimelineRow> {
+    slots.until(lasted).map(|slot| timeline_row(&slot, slots.width(), lasted)).collect()
+}
+
+/// Response times over the run, unless they are to change because the load does.
+fn series(plan: &Plan, findings: &Findings) -> Option<Series> {
+    let replays = matches!(plan.workload, Workload::Open(Schedule::Replay(_)));
+    (plan.stages.is_empty() && !replays).then(|| {
+        let slots = &findings.tally.timeline;
+        Series::of(slots.until(findings.measured), slots.width(), findings.measured)
+    })
+}
+
+fn broken_law(law: Option<&LittlesLaw>) -> Option<Reason> {
+    let law = law.filter(|law| !law.holds())?;
+    let message = format!(
+        "Little's law does not hold: {:.3} requests were in flight on average, counted at {} moments, and {:.3} by \
+         their own times, {:.3} apart at the most. The times are wrong, or requests are missing: please report this \
+         with the plan",
+        law.sampled, law.samples, law.expected, law.tolerance
+    );
+    Some(Reason { rule: "littles_law".to_owned(), message })
 }
 
 /// What the generator did and cost.
@@ -190,11 +226,22 @@ fn validate(
         );
     }
     if counts.sent == 0 {
-        broken("nothing_sent", "not one request was sent".to_owned());
+        broken(
+            "nothing_sent",
+            format!(
+                "not one of {} scheduled requests was sent: was the run stopped at once? Run longer, or at a \
+                 higher rate",
+                counts.scheduled
+            ),
+        );
     } else if counts.outcomes.ok == 0 {
         broken(
             "no_success",
-            format!("not one of {} requests succeeded: there is no latency to judge", counts.sent),
+            format!(
+                "not one of {} requests succeeded ({}): there is no latency to judge. Does a request by hand?",
+                counts.sent,
+                ends(&counts.outcomes)
+            ),
         );
     }
     let missing = &findings.never_taken;
@@ -300,6 +347,13 @@ fn some_of(names: &[String]) -> String {
     format!("{}{more}", first.join(", "))
 }
 
+/// How requests ended, in words.
+fn ends(outcomes: &ClientOutcomes) -> String {
+    let some = outcomes.named().into_iter().filter(|(_, count)| *count > 0);
+    let some: Vec<_> = some.map(|(name, count)| format!("{count} {name}")).collect();
+    if some.is_empty() { "none has ended".to_owned() } else { some.join(", ") }
+}
+
 fn p99(histogram: &LatencyHistogram) -> Option<Duration> {
     (histogram.count() >= samples_needed(0.99)).then(|| histogram.quantile(0.99)).flatten()
 }
@@ -376,7 +430,7 @@ fn timeline_row(slot: &Slot<'_>, width: Duration, measured: Duration) -> Timelin
         ok: slot.window.ok.count(),
         completed: slot.completed,
         failed: slot.window.failed,
-        outcomes: ClientOutcomes::default(),
+        outcomes: slot.outcomes,
         dropped: slot.dropped,
         p50_us: summary.p50_us,
         p99_us: summary.p99_us,
@@ -479,6 +533,12 @@ fn reading(value: Option<f64>, readings: usize, threshold: &Threshold) -> Estima
     value.map_or_else(Estimate::no_samples, |value| {
         statistics::judge_value(value, readings as u64, threshold.limit, threshold.op)
     })
+}
+
+/// The readings of the measured interval.
+fn within(resources: &[ResourceRow], measured: Duration) -> &[ResourceRow] {
+    let measured = measured.as_secs_f64();
+    &resources[..resources.partition_point(|row| row.at_s <= measured)]
 }
 
 /// Processor time over the time of all cores, between the first reading and the last.
