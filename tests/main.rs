@@ -10,6 +10,8 @@ mod example_service;
 mod exposition;
 // The layer around real axum routers, called in process and over real connections.
 mod layer;
+// What a run tells of itself, and whether it may be believed.
+mod measurement;
 // Alert rules and the dashboard, against what a real service exposes.
 mod operations;
 // `GET /perf`: the fields of the contract, over the same routers.

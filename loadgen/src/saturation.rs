@@ -6,10 +6,8 @@ use std::time::Duration;
 use parallax_middleware::{LatencyHistogram, samples_needed};
 
 use crate::{
-    plan::Plan,
     render::number,
     report::{Reason, ThresholdResult, Unit, Verdict},
-    runner::Findings,
     settling::Fall,
     threshold::{Metric, Op, Stat, Threshold},
 };
@@ -80,22 +78,27 @@ fn expressions(missed: &[Missed<'_>]) -> String {
     missed.iter().map(|missed| missed.expression).collect::<Vec<_>>().join(", ")
 }
 
-/// The machine had no room, so limits that are missed say nothing about the service. `cpu_share` is that of the
-/// process within the measured interval, of all processors.
-pub(crate) fn saturated(
-    findings: &Findings,
-    plan: &Plan,
-    cpu_share: Option<f64>,
-    missed: &[Missed<'_>],
-) -> Option<Reason> {
-    if missed.is_empty() || plan.virtual_time {
+/// What is known of the machine that the load came from, within the measured interval.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine<'a> {
+    /// How late a task was woken that only sleeps.
+    pub(crate) late: Option<&'a LatencyHistogram>,
+    /// Of the process, of the time of all processors.
+    pub(crate) cpu_share: Option<f64>,
+    /// The service runs in the same process.
+    pub(crate) with_service: bool,
+}
+
+/// The machine had no room, so limits that are missed say nothing about the service.
+pub(crate) fn saturated(machine: Machine<'_>, missed: &[Missed<'_>]) -> Option<Reason> {
+    if missed.is_empty() {
         return None;
     }
-    let late = findings.canary.as_ref().filter(|late| late.count() >= samples_needed(0.99));
+    let late = machine.late.filter(|late| late.count() >= samples_needed(0.99));
     // If one limit is missed for another reason, that finding stands.
     let explained = late.is_some_and(|late| missed.iter().all(|m| m.may_come_of(late).is_some()));
     let late = late.and_then(|late| late.quantile(0.99)).filter(|_| explained);
-    let busy = cpu_share.filter(|share| *share > CPU_SHARE);
+    let busy = machine.cpu_share.filter(|share| *share > CPU_SHARE);
     let mut evidence = Vec::new();
     if let Some(late) = late {
         evidence.push(format!(
@@ -115,7 +118,7 @@ pub(crate) fn saturated(
         return None;
     }
     let (found, limits) = (evidence.join(", and "), expressions(missed));
-    let message = if findings.in_process {
+    let message = if machine.with_service {
         format!(
             "the machine, which generator and service share, was saturated: {found}. So nobody knows whether the \
              service is why {limits} is missed. Lower the load, free the machine, or drive the service from another \
@@ -146,4 +149,124 @@ pub(crate) fn not_settled(fall: Option<Fall>, missed: &[Missed<'_>]) -> Option<R
 
 fn duration(duration: Duration) -> String {
     number::duration(duration.as_secs_f64() * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// So many wake-ups in a thousand are late by so much, the others by a millisecond.
+    fn late(in_a_thousand: u64, by: Duration) -> LatencyHistogram {
+        let mut late = LatencyHistogram::new();
+        (0..1_000).for_each(|n| late.record(if n < in_a_thousand { by } else { MS }));
+        late
+    }
+
+    /// Limits with the figure that each was found at.
+    fn judged(found: &[(&str, f64, Verdict)]) -> (Vec<Threshold>, Vec<ThresholdResult>) {
+        let judge = |(expression, observed, verdict): &(&str, f64, Verdict)| {
+            let threshold = Threshold::parse(expression).expect("a limit");
+            let result = ThresholdResult {
+                expression: threshold.expression.clone(),
+                run: String::new(),
+                observed: Some(*observed),
+                low: None,
+                high: None,
+                limit: threshold.limit,
+                unit: threshold.unit,
+                margin: None,
+                samples: 1_000,
+                verdict: *verdict,
+                note: String::new(),
+            };
+            (threshold, result)
+        };
+        found.iter().map(judge).unzip()
+    }
+
+    fn reason(found: &[(&str, f64, Verdict)], machine: Machine<'_>) -> Option<String> {
+        let (thresholds, results) = judged(found);
+        saturated(machine, &Missed::of(&thresholds, &results)).map(|reason| reason.message)
+    }
+
+    fn woken(late: &LatencyHistogram) -> Machine<'_> {
+        Machine { late: Some(late), cpu_share: Some(0.4), with_service: true }
+    }
+
+    fn at_work(cpu_share: f64) -> Machine<'static> {
+        Machine { late: None, cpu_share: Some(cpu_share), with_service: true }
+    }
+
+    #[test]
+    fn a_limit_that_is_missed_while_tasks_wake_up_late_is_not_the_services() {
+        let message = reason(&[("p99 < 25ms", 60_000.0, Verdict::Fail)], woken(&late(20, MS * 30)));
+        let message = message.expect("saturated");
+        for part in ["p99 < 25ms is missed", "late at p99 (5.00 ms may be)", "Lower the load"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_the_lateness_cannot_explain_stays_the_services() {
+        let fail = Verdict::Fail;
+        for (found, late) in [
+            // One wake-up in fifty moves no median.
+            (&[("p50 < 25ms", 60_000.0, fail)][..], late(20, MS * 30)),
+            // 30 ms make no ten seconds.
+            (&[("p99 < 25ms", 1e7, fail)], late(20, MS * 30)),
+            // The runtime was not late enough.
+            (&[("p99 < 25ms", 30_000.0, fail)], late(20, MS * 4)),
+            // One of two is explained.
+            (&[("p99 < 25ms", 60_000.0, fail), ("p50 < 1ms", 60_000.0, fail)], late(20, MS * 30)),
+            // Errors are no matter of time.
+            (&[("errors < 1%", 0.5, fail)], late(900, MS * 30)),
+            // Too few moments.
+            (&[("p99 < 25ms", 60_000.0, fail)], LatencyHistogram::new()),
+        ] {
+            assert_eq!(reason(found, woken(&late)), None, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_takes_all_processors_explains_what_is_missed_and_nothing_that_is_met() {
+        for (found, cpu_share, explained) in [
+            (("p50 < 25ms", 1e7, Verdict::Fail), 0.9, true),
+            (("rate > 1000/s", 900.0, Verdict::Fail), 0.9, true),
+            (("p50 < 25ms", 26_000.0, Verdict::Inconclusive), 0.9, true),
+            (("p50 < 25ms", 1e7, Verdict::Fail), 0.8, false),
+            (("p50 < 25ms", 1_000.0, Verdict::Pass), 0.99, false),
+            // Met, and only not for certain: that is a matter of more requests.
+            (("p50 < 25ms", 24_000.0, Verdict::Inconclusive), 0.99, false),
+        ] {
+            let reason = reason(&[found], at_work(cpu_share));
+            assert_eq!(reason.is_some(), explained, "{found:?} at {cpu_share}: {reason:?}");
+        }
+    }
+
+    #[test]
+    fn on_another_machine_only_the_generators_is_known() {
+        let machine = Machine { with_service: false, ..at_work(0.97) };
+        let message =
+            reason(&[("p99 < 25ms", 60_000.0, Verdict::Fail)], machine).expect("so it is");
+        assert!(message.contains("the generator's own machine") && message.contains("97 %"));
+    }
+
+    #[test]
+    fn only_a_limit_that_the_end_of_the_run_meets_is_excused_by_a_warm_up() {
+        let fall = Some(Fall { first_us: 400_000.0, last_us: 80_000.0 });
+        for (limit, observed, excused) in [
+            ("p99 < 100ms", 420_000.0, true),
+            ("p99 < 50ms", 420_000.0, false),
+            ("rate > 100/s", 30.0, true),
+            ("rate > 100/s", 10.0, false),
+        ] {
+            let (thresholds, results) = judged(&[(limit, observed, Verdict::Fail)]);
+            let missed = Missed::of(&thresholds, &results);
+            assert_eq!(not_settled(fall, &missed).is_some(), excused, "{limit} at {observed}");
+            assert!(not_settled(None, &missed).is_none());
+        }
+        assert!(not_settled(fall, &[]).is_none(), "nothing is missed");
+    }
 }

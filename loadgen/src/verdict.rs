@@ -17,7 +17,7 @@ use crate::{
         SCHEMA, ServerConservation, ThresholdResult, TimelineRow, Validity, Verdict,
     },
     runner::{Findings, unix_seconds},
-    saturation::{self, Missed},
+    saturation::{self, Machine, Missed},
     schedule::Schedule,
     server_names::ServerNames,
     settling::Series,
@@ -66,9 +66,13 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     let littles_law = findings.tally.occupancy.law(measured, findings.in_flight);
     let series = series(plan, &findings);
     let missed = Missed::of(&plan.thresholds, &thresholds);
-    let cpu_share = cpu_share(within(&findings.resources, measured));
+    let machine = Machine {
+        late: findings.canary.as_ref(),
+        cpu_share: cpu_share(within(&findings.resources, measured)).filter(|_| !plan.virtual_time),
+        with_service: findings.in_process,
+    };
     validity.reasons.extend(broken_law(littles_law.as_ref()));
-    validity.reasons.extend(saturation::saturated(&findings, plan, cpu_share, &missed));
+    validity.reasons.extend(saturation::saturated(machine, &missed));
     let fall = series.as_ref().and_then(Series::fall);
     validity.reasons.extend(saturation::not_settled(fall, &missed));
     for result in &thresholds {
@@ -644,4 +648,21 @@ impl Environment {
 
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_law_is_told_with_both_measurements() {
+        let law = LittlesLaw { sampled: 9.0, expected: 4.5, tolerance: 0.1, samples: 500 };
+        let reason = broken_law(Some(&law)).expect("it is broken");
+        assert_eq!(reason.rule, "littles_law");
+        for part in ["9.000 requests", "500 moments", "4.500 by their own times"] {
+            assert!(reason.message.contains(part), "{}", reason.message);
+        }
+        assert_eq!(broken_law(Some(&LittlesLaw { expected: 8.95, ..law })), None);
+        assert_eq!(broken_law(None), None, "too few moments");
+    }
 }
