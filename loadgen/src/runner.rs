@@ -51,7 +51,7 @@ const COLLECT_EVERY: Duration = Duration::from_millis(20);
 /// In virtual time, for each reading of the process.
 const PASSES: u32 = 8;
 /// What counts as one moment.
-const MOMENT: Duration = Duration::from_micros(20);
+const MOMENT: Duration = Duration::from_micros(50);
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// What progress calls "the last second".

@@ -124,10 +124,13 @@ impl Sink {
 
     /// Requests in the service's hands, counted from the outside.
     pub(crate) fn count_in_service(&self) -> u64 {
-        // Ends first, so that no end is seen without its beginning.
-        let ended: u64 = self.shards.iter().map(|shard| shard.ended.load(Acquire)).sum();
-        let began: u64 = self.shards.iter().map(|shard| shard.began.load(Relaxed)).sum();
-        began.saturating_sub(ended)
+        // Shard by shard: a worker that ends one request begins the next, and between two passes over all shards many
+        // would. What moves from worker to worker meanwhile may count too much as well as too little.
+        let on = |shard: &Shard| {
+            let ended = shard.ended.load(Acquire);
+            shard.began.load(Relaxed).wrapping_sub(ended) as i64
+        };
+        self.shards.iter().map(on).sum::<i64>().max(0) as u64
     }
 
     /// Adds a finished request. Returns a batch for the collector if the shard is full.
@@ -198,4 +201,30 @@ impl Drop for InService<'_> {
 /// the samples whole.
 fn lock(samples: &Mutex<Vec<Sample>>) -> MutexGuard<'_, Vec<Sample>> {
     samples.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_request_is_in_service_until_its_guard_is_dropped_on_whatever_thread() {
+        let sink = std::sync::Arc::new(Sink::new(2));
+        // This thread is no worker, the task's is.
+        let here = sink.in_service();
+        let theirs = tokio::spawn({
+            let sink = sink.clone();
+            async move {
+                let guard = sink.in_service();
+                tokio::task::yield_now().await;
+                let counted = sink.count_in_service();
+                drop(guard);
+                counted
+            }
+        });
+        assert_eq!(theirs.await.expect("no panic"), 2);
+        assert_eq!(sink.count_in_service(), 1);
+        let there = std::thread::scope(|scope| scope.spawn(|| drop(here)).join());
+        assert!(there.is_ok() && sink.count_in_service() == 0);
+    }
 }
