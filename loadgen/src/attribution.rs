@@ -364,6 +364,7 @@ mod tests {
             lag: us(lag),
             service_time: us(outside + in_phases + handler),
             waited: Duration::ZERO,
+            handed: Duration::ZERO,
             answer: Answer::without_response(ClientOutcome::Ok),
             server: Some(ServerView {
                 route: 0,

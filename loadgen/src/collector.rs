@@ -206,7 +206,11 @@ impl Tally {
         self.timeline.add(sample.intended, ok.then_some(response_time));
         self.timeline.end_as(sample.intended, outcome);
         let dispatched = sample.intended + sample.lag;
-        self.occupancy.add(dispatched, dispatched + sample.service_time);
+        // Between its wait for the runtime and its dispatch it is the scenario's, which makes it.
+        if !sample.waited.is_zero() {
+            self.occupancy.add_wait(sample.handed, sample.handed + sample.waited);
+        }
+        self.occupancy.add(dispatched + sample.waited, dispatched + sample.service_time);
         if ok {
             let in_time = self.timeline.complete(sample.intended + response_time);
             row.in_time += u64::from(in_time);

@@ -18,9 +18,9 @@ const MIN_MOMENTS: usize = 10;
 const TOLERANCE: f64 = 0.01;
 /// Between counting a request and reading the clock for it, seconds; also where the thread is held up meanwhile, on
 /// average.
-const RESOLUTION_S: f64 = 2e-6;
+const RESOLUTION_S: f64 = 5e-6;
 /// Requests that a moment may catch just between the two, over the whole run, beyond what the average says.
-const CAUGHT: f64 = 3.0;
+const CAUGHT: f64 = 10.0;
 
 /// What was in flight over a phase.
 #[derive(Clone, Debug)]
@@ -90,6 +90,11 @@ impl Occupancy {
     /// Adds a request that has ended.
     pub(crate) fn add(&mut self, dispatched: Duration, received: Duration) {
         self.requests += 1;
+        self.add_wait(dispatched, received);
+    }
+
+    /// Adds a part of a request.
+    pub(crate) fn add_wait(&mut self, dispatched: Duration, received: Duration) {
         let within = |at: Duration| at.min(self.end);
         self.busy += within(received).saturating_sub(within(dispatched));
         self.ahead += within(received).saturating_sub(within(self.present.max(dispatched)));

@@ -106,6 +106,15 @@ impl Timer {
     }
 }
 
+/// How an arrival came to the service's runtime.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Handed {
+    /// Since the phase's start.
+    at: Duration,
+    /// For a worker.
+    waited: Duration,
+}
+
 /// What a task needs to send: its own handle on the service, and a probe that it uses again and again.
 pub(crate) struct Sender<S> {
     service: S,
@@ -136,7 +145,7 @@ impl<S: InProcess> Load<S> {
     }
 
     /// Do the generator's tasks run on the workers that answer, so that who waits for one waits for the service?
-    fn on_its_runtime(&self) -> bool {
+    pub(crate) fn on_its_runtime(&self) -> bool {
         self.host.is_none() && !self.plan.over_connection
     }
 
@@ -200,7 +209,7 @@ impl<S: InProcess> Load<S> {
                         }
                         let mut request = Some(build(&mut random));
                         self.sink.sent();
-                        self.send(&mut sender, step, &mut request, ready, Duration::ZERO).await
+                        self.send(&mut sender, step, &mut request, ready, Handed::default()).await
                     }
                     Action::Flow(flow) => {
                         self.begin(step);
@@ -245,13 +254,13 @@ impl<S: InProcess> Load<S> {
     }
 
     /// Goes through a flow once. Returns when its last answer was in, or the pause after it over; `None` if it has
-    /// neither sent anything nor paused. An iteration that `arrived` has waited so long for the runtime.
+    /// neither sent anything nor paused. An iteration that `arrived` has waited for the runtime.
     pub(crate) async fn iterate(
         self: Arc<Self>,
         flow: &Flow,
         random: LoadRng,
         ready: Instant,
-        arrived: Option<Duration>,
+        arrived: Option<Handed>,
     ) -> Option<Instant> {
         let state = State::new(self.values.clone());
         let last = Last { load: &*self, state: state.clone() };
@@ -273,7 +282,7 @@ impl<S: InProcess> Load<S> {
 
     fn flow_client(
         self: &Arc<Self>,
-        arrived: Option<Duration>,
+        arrived: Option<Handed>,
         ended: &Arc<EndOfFlow>,
     ) -> FlowClient<S> {
         FlowClient { sender: self.sender(), load: self.clone(), arrived, ended: ended.clone() }
@@ -313,7 +322,7 @@ impl<S: InProcess> Load<S> {
         Ok(values)
     }
 
-    /// Sends a request that was due at `intended` and has `waited` for the service's runtime since it was handed to
+    /// Sends a request that was due at `intended` and has waited for the service's runtime since it was `handed` to
     /// it, and keeps its record. Returns when the answer was in.
     pub(crate) async fn send(
         &self,
@@ -321,10 +330,10 @@ impl<S: InProcess> Load<S> {
         step: u32,
         request: &mut Option<Request<Bytes>>,
         intended: Instant,
-        waited: Duration,
+        handed: Handed,
     ) -> Instant {
         let (sample, received) =
-            self.carry_out(sender, step, request, intended, waited, None).await;
+            self.carry_out(sender, step, request, intended, handed, None).await;
         self.keep(sample);
         received
     }
@@ -335,7 +344,7 @@ impl<S: InProcess> Load<S> {
         step: u32,
         request: &mut Option<Request<Bytes>>,
         intended: Instant,
-        waited: Duration,
+        handed: Handed,
         reply: Option<&mut Reply>,
     ) -> (Sample, Instant) {
         if let Some(request) = request {
@@ -344,7 +353,7 @@ impl<S: InProcess> Load<S> {
         let timeout = self.plan.timeout;
         let in_service = self.sink.in_service();
         // What waits for a worker of the service's runtime is with the service already.
-        let dispatched = Instant::now() - waited;
+        let dispatched = Instant::now() - handed.waited;
         let (service, failures) = (&mut sender.service, &self.failures);
         let is_flow = reply.is_some();
         let mut told = None;
@@ -392,7 +401,8 @@ impl<S: InProcess> Load<S> {
             intended: intended.saturating_duration_since(self.start),
             lag: dispatched.saturating_duration_since(intended),
             service_time,
-            waited,
+            waited: handed.waited,
+            handed: handed.at,
             answer,
             server: sender.probe.record().map(ServerView::from).or_else(|| {
                 let (record, status) = told?;
@@ -505,7 +515,13 @@ impl<S: InProcess> UnderWay<S> {
     /// `handed`.
     pub(crate) async fn arrival(self, n: u64, intended: Duration, handed: Instant) {
         let load = &self.load;
-        let waited = if load.on_its_runtime() { handed.elapsed() } else { Duration::ZERO };
+        let handed = if load.on_its_runtime() {
+            let waited = handed.elapsed();
+            load.sink.end_wait();
+            Handed { at: handed.saturating_duration_since(load.start), waited }
+        } else {
+            Handed::default()
+        };
         if load.abandoned.load(Relaxed) || load.given_up.is_stopped() {
             // The phase ended before the runtime got round to this arrival: it stays in flight.
             return;
@@ -516,11 +532,11 @@ impl<S: InProcess> UnderWay<S> {
         match drawn {
             Action::Request(build) => {
                 let mut request = Some(build(&mut random));
-                load.send(&mut load.sender(), step, &mut request, ready, waited).await;
+                load.send(&mut load.sender(), step, &mut request, ready, handed).await;
             }
             Action::Flow(flow) => {
                 load.begin(step);
-                load.clone().iterate(&**flow, random, ready, Some(waited)).await;
+                load.clone().iterate(&**flow, random, ready, Some(handed)).await;
             }
         }
     }
@@ -582,7 +598,7 @@ struct FlowClient<S> {
     sender: Sender<S>,
     /// The first request has been counted as sent, by whoever let the iteration begin; and has waited so long for the
     /// runtime.
-    arrived: Option<Duration>,
+    arrived: Option<Handed>,
     ended: Arc<EndOfFlow>,
 }
 
@@ -606,9 +622,9 @@ impl<S: InProcess> Client for FlowClient<S> {
             }
             let step = load.plan.names.number(name);
             let (mut request, mut reply) = (Some(request), Reply::none(ready));
-            let waited = arrived.unwrap_or_default();
+            let handed = arrived.unwrap_or_default();
             let (sample, received) = load
-                .carry_out(&mut self.sender, step, &mut request, ready, waited, Some(&mut reply))
+                .carry_out(&mut self.sender, step, &mut request, ready, handed, Some(&mut reply))
                 .await;
             reply.received = received;
             let since = received.saturating_duration_since(load.start);

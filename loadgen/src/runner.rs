@@ -600,6 +600,9 @@ fn arrive<S: InProcess>(
         return false;
     }
     load.sink.sent();
+    if load.on_its_runtime() {
+        load.sink.begin_to_wait();
+    }
     runtime.spawn(UnderWay::begin(load.clone()).arrival(n, intended, now));
     true
 }
@@ -771,11 +774,12 @@ fn count_in_service<S>(load: &Load<S>) {
     // Under the lock, so that nothing is added that ends after the moment.
     let mut tally = load.tally.lock();
     for _ in 0..3 {
-        let at = Instant::now();
+        let began = Instant::now();
         let counted = load.sink.count_in_service();
-        // If this thread was held up in between, the count is of another moment.
-        if at.elapsed() <= MOMENT {
-            return tally.occupancy.count(at - load.start, counted);
+        let took = began.elapsed();
+        // If this thread was held up in between, nobody knows of which moment the count is.
+        if took <= MOMENT {
+            return tally.occupancy.count(began + took / 2 - load.start, counted);
         }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Sample {
     pub(crate) service_time: Duration,
     /// Of it, the time until a worker of the service's runtime began with the request.
     pub(crate) waited: Duration,
+    /// When that wait began, since the beginning of the measured interval.
+    pub(crate) handed: Duration,
     pub(crate) answer: Answer,
     /// The layer's view of the same request.
     pub(crate) server: Option<ServerView>,
@@ -118,8 +120,18 @@ impl Sink {
 
     /// Counts a request as in the service's hands until the guard is dropped.
     pub(crate) fn in_service(&self) -> InService<'_> {
-        self.shard().began.fetch_add(1, Relaxed);
+        self.begin_to_wait();
         InService { sink: self }
+    }
+
+    /// Counts a request as in the hands of the service's runtime.
+    pub(crate) fn begin_to_wait(&self) {
+        self.shard().began.fetch_add(1, Relaxed);
+    }
+
+    /// Counts it as no longer there.
+    pub(crate) fn end_wait(&self) {
+        self.shard().ended.fetch_add(1, Release);
     }
 
     /// Requests in the service's hands, counted from the outside.
@@ -193,7 +205,7 @@ pub(crate) struct InService<'a> {
 
 impl Drop for InService<'_> {
     fn drop(&mut self) {
-        self.sink.shard().ended.fetch_add(1, Release);
+        self.sink.end_wait();
     }
 }
 
