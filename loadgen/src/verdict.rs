@@ -242,7 +242,7 @@ fn validate(
         broken(
             "no_success",
             format!(
-                "not one of {} requests succeeded ({}): there is no latency to judge. Does a request by hand?",
+                "not one of {} requests succeeded ({}): there is no latency to judge. Does one by hand?",
                 counts.sent,
                 ends(&counts.outcomes)
             ),
