@@ -26,6 +26,8 @@ mod report;
 mod scripts;
 // The private servers themselves: they start, and they are gone afterwards.
 mod servers;
+// Reports that were believed, and what is said now.
+mod stories;
 // What the tests share: services under the layer, clients of HTTP/1.1 and HTTP/2, private servers.
 mod support;
 // Known answers of queueing theory, in virtual time.
