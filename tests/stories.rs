@@ -43,6 +43,14 @@ fn page(report: &Report) -> String {
     text(report, Style::default()).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Whether so short a run decides its requirement depends on the machine; that it may be believed does not.
+fn assert_all_well(report: &Report) {
+    let run = &report.runs[0];
+    assert!(run.validity.reasons.is_empty(), "{}", page(report));
+    assert_ne!(report.verdict, Verdict::Fail, "{}", page(report));
+    assert_eq!(run.conservation.outcomes.ok, run.conservation.sent);
+}
+
 fn rules(run: &Run) -> Vec<&str> {
     run.validity.reasons.iter().map(|reason| &*reason.rule).collect()
 }
@@ -55,7 +63,7 @@ async fn connections_that_nobody_keeps_are_seen_before_the_ports_are_gone() {
 
     // In process there is no connection, however many users there are.
     let direct = report(test(&app).threshold("errors < 0.1%")).await;
-    assert_eq!(direct.verdict, Verdict::Pass, "{}", page(&direct));
+    assert_all_well(&direct);
     assert_eq!(direct.runs[0].connections, None);
     assert!(direct.runs[0].conservation.sent > 1_000);
 
@@ -88,7 +96,7 @@ async fn a_limiter_that_turns_the_load_away_is_no_fast_service() {
 
     // The same load with a pass gets there.
     let passing = report(test(service(BypassPolicy::in_process())).pass_limiter(true)).await;
-    assert_eq!(passing.verdict, Verdict::Pass, "{}", page(&passing));
+    assert_all_well(&passing);
     assert!(passing.runs[0].client.response_time.summary.p50_us > Some(900.0));
 }
 
@@ -119,7 +127,7 @@ async fn a_header_that_says_true_lets_nobody_past_the_limiter() {
     }
     let token = BypassToken::lasting(ms(60_000), "story").mint(&keys).expect("a token");
     let report = with("x-parallax-bypass", token).await;
-    assert_eq!(report.verdict, Verdict::Pass, "{}", page(&report));
+    assert_all_well(&report);
 }
 
 /// A service of one millisecond, behind a limiter of 20 requests an hour.

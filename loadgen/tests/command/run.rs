@@ -330,7 +330,7 @@ fn secrets_are_sent_and_shown_nowhere() {
     for file in fs::read_dir(folder.path()).expect("it is there") {
         all.push(fs::read(file.expect("it is there").path()).expect("it is readable"));
     }
-    assert_eq!(all.len(), 4, "a report, a page and two streams");
+    assert_eq!(all.len(), 10, "eight renderings and two streams");
     let mut named = 0;
     for bytes in all {
         let shown = String::from_utf8_lossy(&bytes);
