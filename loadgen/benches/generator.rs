@@ -48,7 +48,7 @@ use crate::support::{median, write_tables};
 const USERS: usize = 64;
 const WORKERS: usize = 2;
 /// As long as the pacer does, the bare thread's waker spins before it is due.
-const SPIN: Duration = Duration::from_micros(20);
+const SPIN: Duration = Duration::from_micros(40);
 
 /// How long everything takes.
 #[derive(Clone, Copy)]

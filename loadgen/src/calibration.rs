@@ -13,7 +13,7 @@ use http::{Request, Response};
 use tokio::{task::coop::consume_budget, time::Instant};
 use tower_service::Service;
 
-use crate::load::{Handed, Load};
+use crate::load::Load;
 
 /// Requests of a batch, and batches: the fastest counts, because what slows one down is not the generator.
 const BATCH: u32 = 1_000;
@@ -48,7 +48,7 @@ pub(crate) async fn cost_of_a_request(load: &Load<Null>) -> Duration {
             load.sink.sent();
             let mut request = Some(Request::new(Bytes::new()));
             let ready = Instant::now();
-            load.send(&mut sender, 0, &mut request, ready, Handed::default()).await;
+            load.send(&mut sender, 0, &mut request, ready, None).await;
         }
         load.sink.drain(&mut Vec::new(), |samples| load.tally.lock().absorb(samples, None));
         fastest = fastest.min(began.elapsed());

@@ -207,10 +207,10 @@ impl Tally {
         self.timeline.end_as(sample.intended, outcome);
         let dispatched = sample.intended + sample.lag;
         // Between its wait for the runtime and its dispatch it is the scenario's, which makes it.
-        if !sample.waited.is_zero() {
-            self.occupancy.add_wait(sample.handed, sample.handed + sample.waited);
+        if !sample.handed.waited.is_zero() {
+            self.occupancy.add_wait(sample.handed.at, sample.handed.at + sample.handed.waited);
         }
-        self.occupancy.add(dispatched + sample.waited, dispatched + sample.service_time);
+        self.occupancy.add(dispatched + sample.handed.waited, dispatched + sample.service_time);
         if ok {
             let in_time = self.timeline.complete(sample.intended + response_time);
             row.in_time += u64::from(in_time);

@@ -38,7 +38,7 @@ use crate::{
     server_names::{ServerNames, Told},
     server_timing,
     session::{BoxFuture, Client, Session, State},
-    sink::{Sample, ServerView, Sink},
+    sink::{Handed, Sample, ServerView, Sink},
     stop::Stop,
     target::{Answer, InProcess, Wanted, exchange},
     virtual_time::Watch,
@@ -104,15 +104,6 @@ impl Timer {
             Self::Hurried => {}
         }
     }
-}
-
-/// How an arrival came to the service's runtime.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Handed {
-    /// Since the phase's start.
-    at: Duration,
-    /// For a worker.
-    waited: Duration,
 }
 
 /// What a task needs to send: its own handle on the service, and a probe that it uses again and again.
@@ -200,7 +191,6 @@ impl<S: InProcess> Load<S> {
             }
             self.wait_until(ready).await;
             while ready < leaves && !self.is_over(ready) && !self.is_done() {
-                let began = ready;
                 let (step, drawn) = self.plan.scenario.draw(&mut random);
                 let received = match drawn {
                     Action::Request(build) => {
@@ -209,7 +199,7 @@ impl<S: InProcess> Load<S> {
                         }
                         let mut request = Some(build(&mut random));
                         self.sink.sent();
-                        self.send(&mut sender, step, &mut request, ready, Handed::default()).await
+                        self.send(&mut sender, step, &mut request, ready, None).await
                     }
                     Action::Flow(flow) => {
                         self.begin(step);
@@ -227,10 +217,9 @@ impl<S: InProcess> Load<S> {
                     }
                 };
                 free = received;
-                ready = received + pause.draw(&mut random);
-                if let Some(pacing) = pacing {
-                    ready = ready.max(began + *pacing);
-                }
+                // Until here it was when the iteration was due.
+                let soonest = ready + pacing.unwrap_or_default();
+                ready = (received + pause.draw(&mut random)).max(soonest);
                 if ready == received {
                     // A service that never waits would otherwise keep this worker for itself.
                     consume_budget().await;
@@ -260,7 +249,7 @@ impl<S: InProcess> Load<S> {
         flow: &Flow,
         random: LoadRng,
         ready: Instant,
-        arrived: Option<Handed>,
+        arrived: Option<&Handed>,
     ) -> Option<Instant> {
         let state = State::new(self.values.clone());
         let last = Last { load: &*self, state: state.clone() };
@@ -282,9 +271,10 @@ impl<S: InProcess> Load<S> {
 
     fn flow_client(
         self: &Arc<Self>,
-        arrived: Option<Handed>,
+        arrived: Option<&Handed>,
         ended: &Arc<EndOfFlow>,
     ) -> FlowClient<S> {
+        let arrived = arrived.copied();
         FlowClient { sender: self.sender(), load: self.clone(), arrived, ended: ended.clone() }
     }
 
@@ -330,7 +320,7 @@ impl<S: InProcess> Load<S> {
         step: u32,
         request: &mut Option<Request<Bytes>>,
         intended: Instant,
-        handed: Handed,
+        handed: Option<&Handed>,
     ) -> Instant {
         let (sample, received) =
             self.carry_out(sender, step, request, intended, handed, None).await;
@@ -344,7 +334,7 @@ impl<S: InProcess> Load<S> {
         step: u32,
         request: &mut Option<Request<Bytes>>,
         intended: Instant,
-        handed: Handed,
+        handed: Option<&Handed>,
         reply: Option<&mut Reply>,
     ) -> (Sample, Instant) {
         if let Some(request) = request {
@@ -353,7 +343,7 @@ impl<S: InProcess> Load<S> {
         let timeout = self.plan.timeout;
         let in_service = self.sink.in_service();
         // What waits for a worker of the service's runtime is with the service already.
-        let dispatched = Instant::now() - handed.waited;
+        let dispatched = Instant::now() - handed.map_or(Duration::ZERO, |handed| handed.waited);
         let (service, failures) = (&mut sender.service, &self.failures);
         let is_flow = reply.is_some();
         let mut told = None;
@@ -401,8 +391,7 @@ impl<S: InProcess> Load<S> {
             intended: intended.saturating_duration_since(self.start),
             lag: dispatched.saturating_duration_since(intended),
             service_time,
-            waited: handed.waited,
-            handed: handed.at,
+            handed: handed.copied().unwrap_or_default(),
             answer,
             server: sender.probe.record().map(ServerView::from).or_else(|| {
                 let (record, status) = told?;
@@ -532,11 +521,11 @@ impl<S: InProcess> UnderWay<S> {
         match drawn {
             Action::Request(build) => {
                 let mut request = Some(build(&mut random));
-                load.send(&mut load.sender(), step, &mut request, ready, handed).await;
+                load.send(&mut load.sender(), step, &mut request, ready, Some(&handed)).await;
             }
             Action::Flow(flow) => {
                 load.begin(step);
-                load.clone().iterate(&**flow, random, ready, Some(handed)).await;
+                load.clone().iterate(&**flow, random, ready, Some(&handed)).await;
             }
         }
     }
@@ -622,9 +611,15 @@ impl<S: InProcess> Client for FlowClient<S> {
             }
             let step = load.plan.names.number(name);
             let (mut request, mut reply) = (Some(request), Reply::none(ready));
-            let handed = arrived.unwrap_or_default();
             let (sample, received) = load
-                .carry_out(&mut self.sender, step, &mut request, ready, handed, Some(&mut reply))
+                .carry_out(
+                    &mut self.sender,
+                    step,
+                    &mut request,
+                    ready,
+                    arrived.as_ref(),
+                    Some(&mut reply),
+                )
                 .await;
             reply.received = received;
             let since = received.saturating_duration_since(load.start);

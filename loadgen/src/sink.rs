@@ -34,13 +34,20 @@ pub(crate) struct Sample {
     pub(crate) lag: Duration,
     /// From the dispatch to the drained body.
     pub(crate) service_time: Duration,
-    /// Of it, the time until a worker of the service's runtime began with the request.
-    pub(crate) waited: Duration,
-    /// When that wait began, since the beginning of the measured interval.
-    pub(crate) handed: Duration,
+    /// Of it, the wait for the service's runtime.
+    pub(crate) handed: Handed,
     pub(crate) answer: Answer,
     /// The layer's view of the same request.
     pub(crate) server: Option<ServerView>,
+}
+
+/// How an arrival came to the service's runtime; all zero for what did not come that way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Handed {
+    /// Since the beginning of the measured interval.
+    pub(crate) at: Duration,
+    /// Until a worker began with it.
+    pub(crate) waited: Duration,
 }
 
 /// The part of a server's record that a sample keeps.

@@ -18,7 +18,7 @@ use crate::{
         Report, ResourceRow, RouteConservation, Run, SCHEMA, ServerConservation, Settling, Stall,
         ThresholdResult, TimelineRow, Unit, Validity, Verdict,
     },
-    sink::{Sample, ServerView},
+    sink::{Handed, Sample, ServerView},
     statistics::{self, Estimate, Window},
     target::Answer,
     threshold::{Op, Threshold},
@@ -270,8 +270,14 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                     intended: Duration::from_secs_f64(MEASURED_S).mul_f64(i as f64 / n as f64),
                     lag: micros(late),
                     service_time: micros(service),
-                    handed: Duration::ZERO,
-                    waited: if closed { Duration::ZERO } else { micros(0.3 * (service - server)) },
+                    handed: Handed {
+                        at: Duration::ZERO,
+                        waited: if closed {
+                            Duration::ZERO
+                        } else {
+                            micros(0.3 * (service - server))
+                        },
+                    },
                     answer: Answer { bytes: 420, ..Answer::without_response(ClientOutcome::Ok) },
                     server: Some(ServerView {
                         route: 0,
