@@ -109,10 +109,10 @@ impl Parts {
             sums.times[position] += seconds;
         };
         add(Part::Lag, sample.lag.as_secs_f64());
-        if !sample.handed.waited.is_zero() {
-            add(Part::Runtime, sample.handed.waited.as_secs_f64());
+        if !sample.waited.is_zero() {
+            add(Part::Runtime, sample.waited.as_secs_f64());
         }
-        let outside = sample.service_time.saturating_sub(server.server_time + sample.handed.waited);
+        let outside = sample.service_time.saturating_sub(server.server_time + sample.waited);
         add(Part::Outside, outside.as_secs_f64());
         add(Part::Handler, server.handler.as_secs_f64());
         // Phases that overlap share the time in which they did.
@@ -347,11 +347,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        outcome::ClientOutcome,
-        sink::{Handed, ServerView},
-        target::Answer,
-    };
+    use crate::{outcome::ClientOutcome, sink::ServerView, target::Answer};
 
     const RUN: Duration = Duration::from_secs(40);
 
@@ -367,7 +363,8 @@ mod tests {
             intended: RUN.mul_f64(at),
             lag: us(lag),
             service_time: us(outside + in_phases + handler),
-            handed: Handed::default(),
+            waited: Duration::ZERO,
+            handed: None,
             answer: Answer::without_response(ClientOutcome::Ok),
             server: Some(ServerView {
                 route: 0,
@@ -403,7 +400,7 @@ mod tests {
     fn the_wait_for_the_runtime_is_a_part_of_its_own_and_not_outside() {
         let waited = |n: usize| {
             let sample = sample(n as f64 / 100.0, 100.0, 400.0, &[], 500.0);
-            Sample { handed: Handed { waited: us(300.0), ..Handed::default() }, ..sample }
+            Sample { waited: us(300.0), ..sample }
         };
         let attributions = attribute(&(0..100).map(waited).collect::<Vec<_>>());
         let shares = &attributions[0].shares;

@@ -4,7 +4,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicU64,
+            AtomicBool, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
@@ -36,6 +36,8 @@ struct Seen {
     due_ns: AtomicU64,
     /// The worst lateness since somebody asked.
     worst_ns: AtomicU64,
+    /// What comes from now on is no part of the interval.
+    over: AtomicBool,
     late: Mutex<LatencyHistogram>,
 }
 
@@ -47,6 +49,7 @@ impl Canary {
             start,
             due_ns: AtomicU64::new(EVERY.as_nanos() as u64),
             worst_ns: AtomicU64::new(0),
+            over: AtomicBool::new(false),
             late: Mutex::default(),
         });
         let task = runtime.spawn(seen.clone().wake_up_again_and_again(end));
@@ -58,6 +61,11 @@ impl Canary {
         let due = self.seen.start + Duration::from_nanos(self.seen.due_ns.load(Acquire));
         let worst = Duration::from_nanos(self.seen.worst_ns.swap(0, AcqRel));
         worst.max(Instant::now().saturating_duration_since(due))
+    }
+
+    /// The interval is over, sooner than was planned.
+    pub(crate) fn end_here(&self) {
+        self.seen.over.store(true, Relaxed);
     }
 
     /// How late it was within its interval.
@@ -95,7 +103,7 @@ impl Seen {
         self.worst_ns.fetch_max(worst.as_nanos() as u64, Relaxed);
         let mut late = self.late();
         while due <= now {
-            if due < end {
+            if due < end && !self.over.load(Relaxed) {
                 late.record(now - due);
             }
             due += EVERY;
@@ -139,6 +147,16 @@ mod tests {
         // At 5, 10, … 95 ms.
         assert_eq!(canary.lateness().count(), 19);
         assert!(canary.take_worst() <= MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_after_a_stop_does_not_count() {
+        let start = Instant::now();
+        let canary = Canary::start(&Handle::current(), start, start + MS * 3_600_000);
+        tokio::time::sleep(MS * 52).await;
+        canary.end_here();
+        tokio::time::sleep(MS * 1_000).await;
+        assert_eq!(canary.lateness().count(), 10);
     }
 
     #[tokio::test(start_paused = true)]

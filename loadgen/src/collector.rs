@@ -40,8 +40,12 @@ pub(crate) struct Tally {
     pub(crate) lag: LatencyHistogram,
     pub(crate) failed: LatencyHistogram,
     pub(crate) limited: LatencyHistogram,
-    /// 429 and 503, by service time: what a limiter or a load shedder answers.
+    /// Lag of the requests that were handed to the service's runtime: it is the generator's alone.
+    pub(crate) own_lag: LatencyHistogram,
+    /// 429 and 503, by service time without the wait for a worker: what a limiter or a load shedder answers.
     pub(crate) rejected: LatencyHistogram,
+    /// Successes likewise.
+    pub(crate) accepted: LatencyHistogram,
     pub(crate) first_byte: LatencyHistogram,
     /// Requests that the layer has a record of.
     pub(crate) seen_by_server: u64,
@@ -147,7 +151,9 @@ impl Tally {
             lag: LatencyHistogram::new(),
             failed: LatencyHistogram::new(),
             limited: LatencyHistogram::new(),
+            own_lag: LatencyHistogram::new(),
             rejected: LatencyHistogram::new(),
+            accepted: LatencyHistogram::new(),
             first_byte: LatencyHistogram::new(),
             seen_by_server: 0,
             negative_pairs: 0,
@@ -207,29 +213,33 @@ impl Tally {
         self.timeline.end_as(sample.intended, outcome);
         let dispatched = sample.intended + sample.lag;
         // Between its wait for the runtime and its dispatch it is the scenario's, which makes it.
-        if !sample.handed.waited.is_zero() {
-            self.occupancy.add_wait(sample.handed.at, sample.handed.at + sample.handed.waited);
+        if let Some(handed) = sample.handed {
+            self.occupancy.add_wait(handed.at, handed.at + handed.waited);
+            self.own_lag.record(sample.lag);
         }
-        self.occupancy.add(dispatched + sample.handed.waited, dispatched + sample.service_time);
+        self.occupancy.add(dispatched + sample.waited, dispatched + sample.service_time);
+        // However long all of them waited for a worker, a rejection is faster than a success.
+        let served = sample.service_time - sample.waited;
         if ok {
             let in_time = self.timeline.complete(sample.intended + response_time);
             row.in_time += u64::from(in_time);
         }
         if outcome == ClientOutcome::Limited || sample.answer.shed {
-            self.rejected.record(sample.service_time);
+            self.rejected.record(served);
         }
         let outside = sample.server.as_ref().map(|server| {
             self.seen_by_server += 1;
-            let outside = sample.service_time.checked_sub(server.server_time);
+            let outside = sample.service_time.saturating_sub(server.server_time);
             // The layer's interval lies within the client's. In one process both are read from one clock; what is
             // told over a connection is from the server's clock, and as true as the server is.
-            self.negative_pairs += u64::from(outside.is_none());
-            outside.unwrap_or_default()
+            self.negative_pairs += u64::from(served < server.server_time);
+            outside
         });
         if ok {
             self.recent.record(response_time);
             row.response_time.record(response_time);
             row.service_time.record(sample.service_time);
+            self.accepted.record(served);
             if let (Some(server), Some(outside)) = (&sample.server, outside)
                 && server.outcome == Outcome::Ok
             {

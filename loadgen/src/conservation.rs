@@ -115,7 +115,7 @@ impl Balance {
                 let n = number::count;
                 let contradiction = both().find(|((told, held), _)| told > held);
                 balance.problems.push(match contradiction {
-                    Some(((told, held), outcome)) if seen == counted => format!(
+                    Some(((told, held), outcome)) if more == explained && seen <= counted => format!(
                         "{name}: the layer told the client of {} that ended as {}, and counts {}",
                         n(*told),
                         outcome.as_str(),

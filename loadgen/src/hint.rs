@@ -3,7 +3,7 @@
 //! A hint claims no more than the intervals of a report show: that a part dominates is the attribution's finding, and
 //! that something is flat, rises or falls is one over the whole interval of the change.
 
-use parallax_middleware::{PerfView, PoolView};
+use parallax_middleware::{PerfView, PoolView, RouteView};
 
 use crate::{
     render::number,
@@ -17,9 +17,13 @@ const MOST: usize = 5;
 const QUANTILES: [f64; 3] = [0.99, 0.9, 0.5];
 /// A pool with more of its connections in use than this is exhausted.
 const EXHAUSTED: f64 = 0.95;
+/// A part of more than this dominates.
+const DOMINANT: f64 = 0.5;
 /// Processors that do more than this are busy; those that do less than that have room.
 const BUSY: f64 = 0.9;
 const ROOM: f64 = 0.7;
+/// Of the requests, so many ask a pool if all of them do.
+const ALL_ASK: f64 = 0.95;
 /// What changes by less is flat.
 const FLAT: f64 = 1.1;
 /// A task is late past so many microseconds, and a thread is held up if it is in this share of the readings, and in
@@ -171,6 +175,10 @@ struct Machine {
     cpu: Option<f64>,
     /// Share of their time in which the runtime's workers had something to do.
     busy: Option<f64>,
+    /// Processors that the workers can use at once.
+    processors: f64,
+    /// Processor time over that of the processors that the workers can use.
+    used: Option<f64>,
     /// How late a task was woken, in microseconds.
     lateness: Vec<f64>,
 }
@@ -186,8 +194,13 @@ impl Machine {
             (time > 0.0).then_some((last.cpu_s? - first.cpu_s?) / time)
         };
         let ratios: Vec<f64> = rows.iter().filter_map(|row| row.busy_ratio).collect();
+        let runtime = run.server.as_ref().and_then(|server| server.runtime.as_ref());
+        let processors =
+            runtime.map_or(cpus, |runtime| runtime.workers.clamp(1, cpus.max(1))) as f64;
         Self {
             cpu: cpu(),
+            processors,
+            used: cpu().map(|cpu| cpu * cpus as f64 / processors),
             busy: mean(&ratios),
             lateness: rows.iter().filter_map(|row| row.canary_us).collect(),
         }
@@ -286,11 +299,16 @@ impl Change {
 }
 
 /// The generator was late: then the figures are its own.
-fn lag(_: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
+fn lag(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
     (dominant.part == "lag").then(|| {
         dominant.hint(
             "lag",
-            "gone before the request was sent: the generator was late, and the figure is its own",
+            if run.plan.topology == "shared" && run.plan.transport == "direct" {
+                "gone before the request was sent: the generator was late, or its tasks waited for workers that the \
+                 service kept busy"
+            } else {
+                "gone before the request was sent: the generator was late, and the figure is its own"
+            },
         )
     })
 }
@@ -304,8 +322,14 @@ fn pool(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
     if use_of.ratio <= EXHAUSTED {
         return None;
     }
+    // Where other requests do without the pool, how many there are says nothing of how long connections are held.
+    let phase = format!("pool_wait:{name}");
+    let waits = |route: &RouteView| route.phases.get(&phase).map_or(0, |waits| waits.count);
+    let asking: u64 = server.routes.iter().map(waits).sum();
+    let all: u64 = server.routes.iter().map(|route| route.requests).sum();
+    let of_all = asking as f64 >= ALL_ASK * all as f64;
     let holds: Vec<f64> = whole_slots(run)
-        .filter(|slot| slot.completed > 0)
+        .filter(|slot| of_all && slot.completed > 0)
         .map(|slot| {
             // As many are held as there are on average, so each as long as that takes to serve them: Little's law. With
             // all of them in use, the reading is only more exact.
@@ -389,8 +413,11 @@ impl std::fmt::Display for Use {
 /// A lock dominates, processors have room, and the more requests there are at once, the fewer are served.
 fn lock(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Option<Hint> {
     let cpu = machine.has_room().filter(|_| dominant.part.starts_with("lock"))?;
-    let reading =
-        |slot| Some((reading(run, slot)?.in_flight, slot.completed as f64 / slot.width_s));
+    // As a slot begins: what is in flight at its end is what it has not served.
+    let reading = |slot: &TimelineRow| {
+        let row = run.resources.iter().find(|row| row.at_s >= slot.at_s)?;
+        Some((row.in_flight, slot.completed as f64 / slot.width_s))
+    };
     let mut by_load: Vec<(u64, f64)> = whole_slots(run).filter_map(reading).collect();
     by_load.sort_by_key(|(in_flight, _)| *in_flight);
     let (few, many) = by_load.split_at(by_load.len() / 2);
@@ -414,9 +441,10 @@ fn lock(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Option<Hint> {
     Some(dominant.hint("lock", &message))
 }
 
-/// Tasks wait for threads, and processors have room.
+/// Tasks wait for threads, and these do not compute: one worker on two processors that computes all the time takes half
+/// of them, and blocks nothing.
 fn blocking(machine: &Machine) -> Option<Hint> {
-    let cpu = machine.has_room()?;
+    let cpu = machine.used.filter(|used| *used < ROOM)?;
     let late = machine.lateness.iter().filter(|late| **late > LATE_US).count();
     let readings = machine.lateness.len();
     let worst = machine.lateness.iter().copied().fold(0.0, f64::max);
@@ -436,9 +464,10 @@ fn blocking(machine: &Machine) -> Option<Hint> {
     Some(whole_run(
         "blocking",
         format!(
-            "something holds the runtime's threads up: {evidence}, while the processors were {} \
+            "something holds the runtime's threads up: {evidence}, while the {} processors that they can use were {} \
              busy. Code that blocks its thread belongs into spawn_blocking; or another process \
              takes the processors",
+            machine.processors,
             percent(cpu)
         ),
     ))
@@ -448,7 +477,7 @@ fn blocking(machine: &Machine) -> Option<Hint> {
 fn cpu(run: &Run, machine: &Machine, cpus: usize) -> Option<Hint> {
     let cpu = machine.cpu.filter(|cpu| *cpu > BUSY)?;
     let completed: Vec<f64> = whole_slots(run).map(|slot| slot.completed as f64).collect();
-    if !Change::over(&completed)?.does_not_rise() {
+    if !Change::over(&completed)?.does_not_rise() || !asks_for_more(run) {
         return None;
     }
     let own = run.generator.as_ref().and_then(|generator| generator.cpu_share);
@@ -466,6 +495,17 @@ fn cpu(run: &Run, machine: &Machine, cpus: usize) -> Option<Hint> {
     ))
 }
 
+/// Is more asked for than is served? Users without a pause always do; a schedule that is met does not.
+fn asks_for_more(run: &Run) -> bool {
+    let plan = &run.plan;
+    let pauses = plan.think_time_s.is_some_and(|s| s > 0.0) || plan.pacing_s.is_some();
+    let in_flight: Vec<f64> = measured_rows(run).map(|row| row.in_flight as f64 + 1.0).collect();
+    let piles_up = Change::over(&in_flight).is_some_and(|change| change.rises());
+    (plan.model == Model::Closed && !pauses)
+        || run.conservation.dropped + run.conservation.unsent > 0
+        || piles_up
+}
+
 fn stall(run: &Run) -> Option<Hint> {
     let longest = run.stalls.iter().max_by(|a, b| a.width_s.total_cmp(&b.width_s))?;
     let n = number::count;
@@ -481,8 +521,8 @@ fn stall(run: &Run) -> Option<Hint> {
         "stall",
         format!(
             "{moments}, within {}: {} of {} requests to {} routes were past the p99 of their \
-             route. What they share stood still, the process or something that all of them wait \
-             for, not one route",
+             route. Something that they share was slow or stood still, the process or a queue that all of them \
+             wait in, and not one route",
             number::seconds(longest.width_s),
             n(longest.slow),
             n(longest.requests),
@@ -504,7 +544,8 @@ fn admission(run: &Run) -> Option<Hint> {
         return None;
     }
     let most = measured_rows(run).map(|row| row.in_flight).max()?;
-    let users = if run.plan.model == Model::Closed { ", as many as there are users," } else { "" };
+    let all_users = run.plan.users.is_some_and(|users| most >= users as u64);
+    let users = if all_users { ", as many as there are users," } else { "" };
     Some(whole_run(
         "admission",
         format!(
@@ -519,16 +560,19 @@ fn admission(run: &Run) -> Option<Hint> {
 
 /// Connections that are used once: each of them takes a port, and keeps it for a while after its end.
 fn connections(run: &Run) -> Option<Hint> {
-    let (opened, sent) = (run.connections?, run.conservation.sent);
+    // They are counted from before the warm-up.
+    let warming_up: u64 = run.warmup.iter().map(|slot| slot.ok + slot.failed).sum();
+    let (opened, sent) = (run.connections?, run.conservation.sent + warming_up);
     let at_once = measured_rows(run).map(|row| row.in_flight).max().unwrap_or(0);
     let at_once = at_once.max(run.plan.users.unwrap_or(0) as u64);
     // What fails costs its connection, too.
-    let mostly_well = 2 * run.client.outcomes.ok > sent;
+    let mostly_well = 2 * run.client.outcomes.ok > run.conservation.sent;
     if !mostly_well || 2 * opened < sent || opened < FEW_CONNECTIONS.max(2 * at_once) {
         return None;
     }
     let has_ports = !["pipe", "unix"].iter().any(|way| run.plan.transport.starts_with(way));
-    let lasts = EPHEMERAL_PORTS * run.measured_s / opened as f64;
+    let time = run.measured_s + if run.warmup.is_empty() { 0.0 } else { run.plan.warmup_s };
+    let lasts = EPHEMERAL_PORTS * time / opened as f64;
     let ports = if has_ports && lasts < TIME_WAIT_S {
         format!(
             ". Each has a port of its client until {TIME_WAIT_S} s after its end, and at this rate the {} that Linux \
@@ -622,7 +666,9 @@ fn named(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Hint {
 fn shares(run: &Run) -> Option<Hint> {
     let groups = &run.attribution;
     // Without intervals, something may well dominate.
-    let conclusive = |group: &&Attribution| !group.low.is_empty();
+    let conclusive = |group: &&Attribution| {
+        !group.high.is_empty() && group.high.values().all(|high| *high < DOMINANT)
+    };
     let group = QUANTILES.iter().filter_map(|q| at(groups, *q)).find(conclusive)?;
     let mut parts: Vec<(&String, f64)> =
         group.shares.iter().map(|(part, share)| (part, *share)).collect();
@@ -648,7 +694,7 @@ fn shares(run: &Run) -> Option<Hint> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use parallax_middleware::{LatencySummary, ProcessView};
+    use parallax_middleware::{LatencySummary, ProcessView, RuntimeView};
 
     use super::*;
     use crate::report::{
@@ -933,17 +979,23 @@ mod tests {
 
     #[test]
     fn busy_processors_are_the_limit_if_the_rate_does_not_rise() {
+        let asked = |mut run: Run| {
+            run.conservation.dropped = 1;
+            run
+        };
         assert_says(
-            &with_cpu(quiet(), 0.91),
+            &asked(with_cpu(quiet(), 0.91)),
             "cpu",
             "the 2 processors are 91 % busy and the rate does not rise above 800/s: they have no \
              more to give; at least 12 % of that is the generator's own work",
         );
-        assert_eq!(rules(&with_cpu(quiet(), 0.89)), [""; 0]);
+        assert_eq!(rules(&asked(with_cpu(quiet(), 0.89))), [""; 0]);
+        // All that was asked for is served: there may be more to be had.
+        assert_eq!(rules(&with_cpu(quiet(), 0.95)), [""; 0]);
         let rising = with_rate(quiet(), |n| 100 + 2 * u64::from(n));
-        assert_eq!(rules(&with_cpu(rising, 0.95)), [""; 0]);
+        assert_eq!(rules(&asked(with_cpu(rising, 0.95))), [""; 0]);
         // A server elsewhere has processors of its own.
-        let elsewhere = Run { server: None, ..with_cpu(quiet(), 0.95) };
+        let elsewhere = Run { server: None, ..asked(with_cpu(quiet(), 0.95)) };
         assert_eq!(rules(&elsewhere), [""; 0]);
     }
 
@@ -958,10 +1010,15 @@ mod tests {
             &late(4, 11_000.0),
             "blocking",
             "something holds the runtime's threads up: a task was woken up to 11.0 ms late, over \
-             10 ms in 4 of 40 readings, while the processors were 20 % busy. Code that blocks its \
+             10 ms in 4 of 40 readings, while the 2 processors that they can use were 20 % busy. Code that blocks its \
              thread belongs into spawn_blocking; or another process takes the processors",
         );
         assert_eq!(rules(&late(3, 11_000.0)), [""; 0]);
+        // One worker that computes takes half of two processors.
+        let mut computing = with_cpu(late(40, 11_000.0), 0.5);
+        let server = computing.server.as_mut().expect("it is there");
+        server.runtime = Some(RuntimeView { workers: 1, ..RuntimeView::default() });
+        assert_eq!(rules(&computing), [""; 0]);
         assert_eq!(rules(&late(40, 9_900.0)), [""; 0]);
         assert_eq!(rules(&with_cpu(late(40, 11_000.0), 0.71)), [""; 0]);
         let busy = |ratio: f64| {
@@ -1025,8 +1082,8 @@ mod tests {
             &run,
             "stall",
             "all routes were slow at once from 2.50 s on, within 125 ms: 61 of 1,250 requests to \
-             4 routes were past the p99 of their route. What they share stood still, the process \
-             or something that all of them wait for, not one route",
+             4 routes were past the p99 of their route. Something that they share was slow or stood still, the process \
+             or a queue that all of them wait in, and not one route",
         );
         run.stalls.push(stall(4.0, 0.25));
         let message = &found(&run)[0].1;
@@ -1040,7 +1097,7 @@ mod tests {
     #[test]
     fn whatever_dominates_has_a_sentence() {
         for (part, rule, words) in [
-            ("lag", "lag", "the generator was late, and the figure is its own"),
+            ("lag", "lag", "the generator was late, or its tasks waited for workers"),
             (
                 "query:db",
                 "query",
@@ -1109,6 +1166,10 @@ mod tests {
         let mut users = with(4_000, "tcp");
         users.plan.users = Some(2_001);
         assert_eq!(rules(&users), [""; 0]);
+        // Most of them are from the warm-up.
+        let mut warmed = with(4_000, "tcp");
+        warmed.warmup = vec![TimelineRow { ok: 4_001, ..warmed.timeline[0].clone() }];
+        assert_eq!(rules(&warmed), [""; 0]);
         let mut failing = with(4_000, "tcp");
         failing.client.outcomes.ok = 2_000;
         assert_eq!(rules(&failing), [""; 0]);
@@ -1149,14 +1210,18 @@ mod tests {
             "p99: nothing dominates (handler 40 %, query:db 35 %, outside 15 %, lag 9 %); 55 % of \
              it, handler and outside, no phase explains",
         );
+        // One of them may.
+        run.attribution[0].high.insert("handler".to_owned(), 0.51);
+        assert_eq!(rules(&run), [""; 0]);
         // Too few requests to say that nothing does.
-        run.attribution[0].low.clear();
+        run.attribution[0].high.clear();
         assert_eq!(rules(&run), [""; 0]);
     }
 
     #[test]
     fn causes_come_first_and_there_are_five_at_the_most() {
         let mut run = with_pool(with_part(with_cpu(quiet(), 0.95), "pool_wait:db"), 50);
+        run.conservation.dropped = 1;
         run.stalls = vec![Stall { at_s: 0.0, width_s: 0.1, routes: 2, slow: 9, requests: 90 }];
         run.client.outcomes.limited = 4_000;
         let others = run.client.routes.iter_mut().filter(|route| route.route != ROUTE);

@@ -98,11 +98,8 @@ impl Occupancy {
         let within = |at: Duration| at.min(self.end);
         self.busy += within(received).saturating_sub(within(dispatched));
         self.ahead += within(received).saturating_sub(within(self.present.max(dispatched)));
-        // From behind: requests are added soon after they end.
-        let before =
-            |at: Duration| self.moments.iter().rposition(|m| m.at < at).map_or(0, |i| i + 1);
-        let upto =
-            |at: Duration| self.moments.iter().rposition(|m| m.at <= at).map_or(0, |i| i + 1);
+        let before = |at: Duration| self.moments.partition_point(|moment| moment.at < at);
+        let upto = |at: Duration| self.moments.partition_point(|moment| moment.at <= at);
         let (from, past) = (before(dispatched), upto(received));
         if from < past {
             self.with_ends[from] += 1;

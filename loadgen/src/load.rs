@@ -343,7 +343,9 @@ impl<S: InProcess> Load<S> {
         let timeout = self.plan.timeout;
         let in_service = self.sink.in_service();
         // What waits for a worker of the service's runtime is with the service already.
-        let dispatched = Instant::now() - handed.map_or(Duration::ZERO, |handed| handed.waited);
+        let due = intended.saturating_duration_since(self.start);
+        let waited = handed.map_or(Duration::ZERO, |handed| handed.held_up(due));
+        let dispatched = Instant::now() - waited;
         let (service, failures) = (&mut sender.service, &self.failures);
         let is_flow = reply.is_some();
         let mut told = None;
@@ -388,10 +390,11 @@ impl<S: InProcess> Load<S> {
         }
         let sample = Sample {
             step,
-            intended: intended.saturating_duration_since(self.start),
+            intended: due,
             lag: dispatched.saturating_duration_since(intended),
             service_time,
-            handed: handed.copied().unwrap_or_default(),
+            waited,
+            handed: handed.copied(),
             answer,
             server: sender.probe.record().map(ServerView::from).or_else(|| {
                 let (record, status) = told?;

@@ -737,6 +737,11 @@ impl<S> Collecting<S> {
         let load = &self.load;
         // Read before the pass: what is pushed before the flag is set is collected.
         let last = self.done.load(Relaxed) || load.abandoned.load(Relaxed);
+        if let Some(runtime) = &self.runtime
+            && self.stage.get() == Stage::Drain
+        {
+            runtime.canary.end_here();
+        }
         count_in_service(load);
         load.sink.drain(&mut self.spare, |samples| {
             load.tally.lock().absorb(samples, load.server_names().as_ref());
@@ -751,7 +756,9 @@ impl<S> Collecting<S> {
                 usage: ProcessUsage::now(),
                 in_flight: load.sink.in_flight(),
                 runtime: runtime.map(RuntimeWatch::read),
-                pools: pools(load.probes.answered_by()),
+                // A pool of the user's own is asked how it stands: if that panics, nothing else may be lost.
+                pools: catch_unwind(AssertUnwindSafe(|| pools(load.probes.answered_by())))
+                    .unwrap_or_default(),
             });
         }
         if let Some(observer) = &self.observer {

@@ -34,20 +34,29 @@ pub(crate) struct Sample {
     pub(crate) lag: Duration,
     /// From the dispatch to the drained body.
     pub(crate) service_time: Duration,
-    /// Of it, the wait for the service's runtime.
-    pub(crate) handed: Handed,
+    /// Of it, the time until a worker of the service's runtime began with the request.
+    pub(crate) waited: Duration,
+    /// How it came to that runtime, if it was handed to it.
+    pub(crate) handed: Option<Handed>,
     pub(crate) answer: Answer,
     /// The layer's view of the same request.
     pub(crate) server: Option<ServerView>,
 }
 
-/// How an arrival came to the service's runtime; all zero for what did not come that way.
+/// How an arrival came to the service's runtime.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Handed {
     /// Since the beginning of the measured interval.
     pub(crate) at: Duration,
     /// Until a worker began with it.
     pub(crate) waited: Duration,
+}
+
+impl Handed {
+    /// How much of the wait held a request up that was due at `intended`: a pause before it may have absorbed it.
+    pub(crate) fn held_up(&self, intended: Duration) -> Duration {
+        (self.at + self.waited).saturating_sub(intended).min(self.waited)
+    }
 }
 
 /// The part of a server's record that a sample keeps.
@@ -127,8 +136,9 @@ impl Sink {
 
     /// Counts a request as in the service's hands until the guard is dropped.
     pub(crate) fn in_service(&self) -> InService<'_> {
-        self.begin_to_wait();
-        InService { sink: self }
+        let shard = self.shard();
+        shard.began.fetch_add(1, Relaxed);
+        InService { shard }
     }
 
     /// Counts a request as in the hands of the service's runtime.
@@ -207,12 +217,13 @@ impl Sink {
 /// A request in the service's hands.
 #[derive(Debug)]
 pub(crate) struct InService<'a> {
-    sink: &'a Sink,
+    /// The one that has counted its beginning, so that a reading of it sees both or neither.
+    shard: &'a Shard,
 }
 
 impl Drop for InService<'_> {
     fn drop(&mut self) {
-        self.sink.end_wait();
+        self.shard.ended.fetch_add(1, Release);
     }
 }
 
@@ -225,6 +236,14 @@ fn lock(samples: &Mutex<Vec<Sample>>) -> MutexGuard<'_, Vec<Sample>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_that_a_pause_absorbed_holds_nothing_up() {
+        let ms = Duration::from_millis;
+        let handed = Handed { at: ms(100), waited: ms(50) };
+        let held_up = [90, 100, 120, 150, 1_100].map(|due| handed.held_up(ms(due)));
+        assert_eq!(held_up, [50, 50, 30, 0, 0].map(ms));
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_request_is_in_service_until_its_guard_is_dropped_on_whatever_thread() {

@@ -43,6 +43,8 @@ const SENT_SHARE: f64 = 0.99;
 /// more than the successes: then it hardly matters how fast they are, the load went elsewhere.
 const REJECTED_SHARE: f64 = 0.01;
 const MASQUERADE_SHARE: f64 = 0.5;
+/// How long a process has to be watched before its machine is blamed for what it misses.
+const ENOUGH_TO_BLAME: Duration = Duration::from_millis(1_500);
 /// Pairs with a server time above their service time, at most.
 const NEGATIVE_SHARE: f64 = 0.001;
 
@@ -68,7 +70,8 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     let missed = Missed::of(&plan.thresholds, &thresholds);
     let machine = Machine {
         late: findings.canary.as_ref(),
-        cpu_share: cpu_share(within(&findings.resources, measured)).filter(|_| !plan.virtual_time),
+        cpu_share: cpu_share(within(&findings.resources, measured))
+            .filter(|_| measured >= ENOUGH_TO_BLAME && !plan.virtual_time),
         with_service: findings.in_process,
     };
     validity.reasons.extend(broken_law(littles_law.as_ref()));
@@ -219,7 +222,8 @@ fn validate(
             match problems {
                 Some(problems) => format!(
                     "{} requests are unaccounted for: client and layer do not count the same requests \
-                     ({problems}). Does something else drive this service with probes at the same time?",
+                     ({problems}). Does a layer send requests again, or something else drive this service with \
+                     probes?",
                     counts.unexplained
                 ),
                 None => format!(
@@ -274,7 +278,7 @@ fn validate(
         );
     }
     if let Some(rejected_p50) = tally.rejected.quantile(0.5) {
-        let success_p50 = total.service_time.quantile(0.5);
+        let success_p50 = tally.accepted.quantile(0.5);
         let share = tally.rejected.count() as f64 / counts.outcomes.total().max(1) as f64;
         let faster = success_p50.is_none_or(|p50| rejected_p50 < p50.mul_f64(MASQUERADE_SHARE));
         let most = tally.rejected.count() > counts.outcomes.ok;
@@ -313,7 +317,9 @@ fn validate(
                 ),
             );
         }
-        if let (Some(lag), Some(p99)) = (p99(&tally.lag), p99(&total.response_time)) {
+        // What a flow sends after its first request waits for a worker as lag: that may be the service's.
+        let lag = if tally.own_lag.count() == 0 { &tally.lag } else { &tally.own_lag };
+        if let (Some(lag), Some(p99)) = (p99(lag), p99(&total.response_time)) {
             let allowed = LAG_FLOOR.max(p99.mul_f64(LAG_SHARE));
             if lag > allowed {
                 broken(

@@ -155,11 +155,13 @@ impl LatencyHistogram {
         self.sum_ns = self.sum_ns.wrapping_add(kept);
     }
 
-    /// The counter of a bucket. Who writes to one will write to others, so that all get one.
+    /// The counter of a bucket. Who writes to one will write to its neighbours, so that some of them get one too.
     #[inline]
     fn bucket(&mut self, index: usize) -> &mut u64 {
         if self.counts.get(index.wrapping_sub(self.first)).is_none() {
-            self.make_room(0..self.precision.buckets());
+            let around = self.precision.buckets() / 16;
+            let end = self.precision.buckets().min(index + around);
+            self.make_room(index.saturating_sub(around)..end);
         }
         &mut self.counts[index - self.first]
     }

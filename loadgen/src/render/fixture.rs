@@ -18,7 +18,7 @@ use crate::{
         Report, ResourceRow, RouteConservation, Run, SCHEMA, ServerConservation, Settling, Stall,
         ThresholdResult, TimelineRow, Unit, Validity, Verdict,
     },
-    sink::{Handed, Sample, ServerView},
+    sink::{Sample, ServerView},
     statistics::{self, Estimate, Window},
     target::Answer,
     threshold::{Op, Threshold},
@@ -270,14 +270,8 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                     intended: Duration::from_secs_f64(MEASURED_S).mul_f64(i as f64 / n as f64),
                     lag: micros(late),
                     service_time: micros(service),
-                    handed: Handed {
-                        at: Duration::ZERO,
-                        waited: if closed {
-                            Duration::ZERO
-                        } else {
-                            micros(0.3 * (service - server))
-                        },
-                    },
+                    waited: if closed { Duration::ZERO } else { micros(0.3 * (service - server)) },
+                    handed: None,
                     answer: Answer { bytes: 420, ..Answer::without_response(ClientOutcome::Ok) },
                     server: Some(ServerView {
                         route: 0,
