@@ -1,8 +1,9 @@
 //! Do verdicts depend on the day? `cargo bench -p example-service --bench calibration`.
 //!
 //! The load of `validate --quick` on the example service, unchanged, again and again: first a few times to find out
-//! what its figures are, then twenty times against limits that are 30 % away from them. On the far side of a figure
-//! a limit must never be found broken, nor a run invalid; on the near side, never kept. The table goes into
+//! what its figures are, then twenty times against limits that are 30 % away from them and usually kept, which must
+//! never be found broken, nor a run invalid; and twenty times against limits that are usually broken, and must never
+//! be found kept. The table goes into
 //! `docs/measurement.md`, between its markers, unless `-- --print` is given; if a verdict is wrong, the exit code
 //! says so.
 #![allow(missing_docs, reason = "a benchmark has no API")]
@@ -130,52 +131,53 @@ type Verdicts = BTreeMap<Verdict, u64>;
 async fn calibrate(effort: Effort) -> (String, bool) {
     let bench = Bench::start(effort).await;
     let mut table = String::from(
-        "| load | limit | usual | pass | inconclusive | fail | invalid |\n|---|---|---:|---:|---:|---:|---:|\n",
+        "| load | usual | limit | pass | inconclusive | fail | invalid |\n|---|---|---|---:|---:|---:|---:|\n",
     );
     let mut right = true;
     for load in [Load::Closed, Load::Open] {
         let usual = bench.usual(load).await;
-        let limits: Vec<(Side, usize, String)> = [Side::Kept, Side::Broken]
-            .into_iter()
-            .flat_map(|side| (0..FIGURES.len()).map(move |figure| (side, figure)))
-            .map(|(side, figure)| {
-                let (name, more_is_worse) = FIGURES[figure];
-                (side, figure, limit(name, more_is_worse, usual[figure], side))
-            })
-            .collect();
-        let texts: Vec<String> = limits.iter().map(|(.., text)| text.clone()).collect();
-        let mut found = vec![Verdicts::new(); limits.len()];
-        for _ in 0..effort.runs {
-            let run = bench.run(load, &texts).await.runs.remove(0);
-            for reason in &run.validity.reasons {
-                eprintln!("{load:?}: {}: {}", reason.rule, reason.message);
+        for side in [Side::Kept, Side::Broken] {
+            let limits: Vec<String> = FIGURES
+                .iter()
+                .zip(&usual)
+                .map(|((figure, more_is_worse), usual)| limit(figure, *more_is_worse, *usual, side))
+                .collect();
+            let mut found = vec![Verdicts::new(); limits.len()];
+            for _ in 0..effort.runs {
+                let run = bench.run(load, &limits).await.runs.remove(0);
+                for reason in &run.validity.reasons {
+                    eprintln!("{load:?}: {}: {}", reason.rule, reason.message);
+                }
+                for (verdicts, result) in found.iter_mut().zip(&run.thresholds) {
+                    // Of a run that is invalid no figure counts.
+                    let verdict = result.verdict.max(run.validity.verdict);
+                    *verdicts.entry(verdict).or_default() += 1;
+                    eprintln!("{load:?}: {}: {verdict}, {:?}", result.expression, result.observed);
+                }
             }
-            for (verdicts, result) in found.iter_mut().zip(&run.thresholds) {
-                // Of a run that is invalid no figure counts.
-                let verdict = result.verdict.max(run.validity.verdict);
-                *verdicts.entry(verdict).or_default() += 1;
-                eprintln!("{load:?}: {}: {verdict}, {:?}", result.expression, result.observed);
+            for (((figure, more_is_worse), usual), (text, verdicts)) in
+                FIGURES.iter().zip(&usual).zip(limits.iter().zip(&found))
+            {
+                let count = |verdict| verdicts.get(&verdict).copied().unwrap_or(0);
+                right &= match side {
+                    Side::Kept => count(Verdict::Fail) + count(Verdict::Invalid) == 0,
+                    // A machine without room may be why a limit is missed; then the run says so.
+                    Side::Broken => count(Verdict::Pass) == 0,
+                };
+                let usual = if *more_is_worse {
+                    format!("{figure} {:.3} ms", usual / 1e3)
+                } else {
+                    format!("{figure} {usual:.0}/s")
+                };
+                let _ = writeln!(
+                    table,
+                    "| {load:?} | {usual} | `{text}` | {} | {} | {} | {} |",
+                    count(Verdict::Pass),
+                    count(Verdict::Inconclusive),
+                    count(Verdict::Fail),
+                    count(Verdict::Invalid)
+                );
             }
-        }
-        for ((side, figure, text), verdicts) in limits.iter().zip(&found) {
-            let count = |verdict| verdicts.get(&verdict).copied().unwrap_or(0);
-            let wrong = count(match side {
-                Side::Kept => Verdict::Fail,
-                Side::Broken => Verdict::Pass,
-            });
-            right &= wrong + count(Verdict::Invalid) == 0;
-            let usual = match FIGURES[*figure] {
-                (_, true) => format!("{:.3} ms", usual[*figure] / 1e3),
-                (_, false) => format!("{:.0}/s", usual[*figure]),
-            };
-            let _ = writeln!(
-                table,
-                "| {load:?} | `{text}` | {usual} | {} | {} | {} | {} |",
-                count(Verdict::Pass),
-                count(Verdict::Inconclusive),
-                count(Verdict::Fail),
-                count(Verdict::Invalid)
-            );
         }
     }
     bench.service.shutdown().await;
@@ -197,7 +199,7 @@ fn main() -> ExitCode {
         ExitCode::SUCCESS
     } else {
         eprintln!(
-            "a verdict was wrong: a limit of the first side failed, one of the second passed, or a run was invalid"
+            "a verdict was wrong: a limit that is usually kept failed or was invalid, or another one passed"
         );
         ExitCode::FAILURE
     }

@@ -19,7 +19,7 @@ const SHARE_OF_MISS: f64 = 0.1;
 /// Of the time of all processors.
 const CPU_SHARE: f64 = 0.85;
 
-/// A limit on times or on a rate that the figures miss for certain.
+/// A limit on times or on a rate that the figures miss, for certain or not.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Missed<'a> {
     expression: &'a str,
@@ -28,28 +28,38 @@ pub(crate) struct Missed<'a> {
     observed: f64,
     limit: f64,
     unit: Unit,
+    certain: bool,
 }
 
 impl<'a> Missed<'a> {
     /// Those of `thresholds`, judged as `results`; none if something else failed, too, which nothing excuses.
     pub(crate) fn of(thresholds: &[Threshold], results: &'a [ThresholdResult]) -> Vec<Self> {
-        let failed =
-            thresholds.iter().zip(results).filter(|(_, result)| result.verdict == Verdict::Fail);
-        let missed = failed.map(|(threshold, result)| {
+        let mut missed = Vec::new();
+        for (threshold, result) in thresholds.iter().zip(results) {
+            let certain = match result.verdict {
+                Verdict::Fail => true,
+                Verdict::Inconclusive => false,
+                Verdict::Pass | Verdict::Invalid => continue,
+            };
             let of_time = threshold.stat.is_some() || threshold.metric == Metric::Rate;
-            // A percentile that lies among failures is missed because of them.
-            let observed =
-                result.observed.filter(|figure| !threshold.op.holds(*figure, result.limit))?;
-            of_time.then_some(Self {
-                expression: &result.expression,
-                op: threshold.op,
-                stat: threshold.stat,
-                observed,
-                limit: result.limit,
-                unit: result.unit,
-            })
-        });
-        missed.collect::<Option<_>>().unwrap_or_default()
+            // A percentile that lies among failures has no figure, and is missed because of them.
+            let figure =
+                result.observed.filter(|figure| !threshold.op.holds(*figure, result.limit));
+            match figure.filter(|_| of_time) {
+                Some(observed) => missed.push(Self {
+                    expression: &result.expression,
+                    op: threshold.op,
+                    stat: threshold.stat,
+                    observed,
+                    limit: result.limit,
+                    unit: result.unit,
+                    certain,
+                }),
+                None if certain => return Vec::new(),
+                None => {}
+            }
+        }
+        missed
     }
 
     /// How late tasks were woken, if that may be why: at the quantile that the limit is about, or on average. A median
@@ -104,7 +114,9 @@ pub(crate) fn saturated(machine: Machine<'_>, missed: &[Missed<'_>]) -> Option<R
     let late = late
         .filter(|_| explained)
         .and_then(|late| missed.iter().filter_map(|missed| missed.may_come_of(late)).min());
-    let busy = machine.cpu_share.filter(|share| *share > CPU_SHARE);
+    // Load that is there to fill the processors fills them: that alone makes nothing of what is not certain.
+    let certain = missed.iter().any(|missed| missed.certain);
+    let busy = machine.cpu_share.filter(|share| *share > CPU_SHARE && certain);
     let mut evidence = Vec::new();
     if let Some(late) = late {
         evidence.push(format!(
