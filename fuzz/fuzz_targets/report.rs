@@ -9,7 +9,10 @@ use parallax_loadgen::{
 };
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(report) = Report::from_json(data) else { return };
+    let report = match Report::from_json(data) {
+        Ok(report) => report,
+        Err(error) => return assert!(error.chars().all(|c| !c.is_control()), "{error:?}"),
+    };
     for width in [80, 132] {
         let page = render::text(&report, Style { width, ..Style::default() });
         assert!(page.chars().all(|c| c == '\n' || !c.is_control()));

@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, fmt, io, path::Path};
 use parallax_middleware::{LatencySummary, PerfView};
 use serde::{Deserialize, Serialize};
 
+use crate::render::clean::clean;
+
 /// The name and version of the report format. A breaking change bumps the number.
 pub const SCHEMA: &str = "parallax.report/1";
 
@@ -738,8 +740,14 @@ impl Report {
     /// Parses the JSON of a report.
     ///
     /// # Errors
-    /// What does not fit, if it is no JSON or has another schema than [`SCHEMA`].
+    /// What does not fit, if it is no JSON or has another schema than [`SCHEMA`]; on one line, and fit for a terminal
+    /// whatever the bytes are.
     pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
+        // The parser repeats what it does not know as it is.
+        Self::parse(bytes).map_err(|error| clean(&error))
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Header {
             schema: Option<String>,

@@ -167,9 +167,12 @@ fn whatever_is_read_is_rendered_and_no_name_is_more_than_a_name() {
                 }
             }
             let bytes = serde_json::to_vec(&value).expect("it is JSON");
-            if let Ok(report) = Report::from_json(&bytes) {
-                read.set(read.get() + 1);
-                renders(&report);
+            match Report::from_json(&bytes) {
+                Ok(report) => {
+                    read.set(read.get() + 1);
+                    renders(&report);
+                }
+                Err(error) => assert_shows(&error),
             }
             Ok(())
         })
@@ -186,6 +189,19 @@ fn names_are_names_in_every_place_that_has_one() {
         value["schema"] = json!(crate::report::SCHEMA);
         let bytes = serde_json::to_vec(&value).expect("it is JSON");
         renders(&Report::from_json(&bytes).expect("names are free"));
+    }
+}
+
+#[test]
+fn what_is_no_report_is_refused_in_words_that_show() {
+    for name in NAMES {
+        let mut value = originals()[0].clone();
+        value["verdict"] = json!(name);
+        let bytes = serde_json::to_vec(&value).expect("it is JSON");
+        let error = Report::from_json(&bytes).expect_err("it is no verdict");
+        assert!(error.contains("verdict") || error.contains("variant"), "{error}");
+        assert_shows(&error);
+        assert!(!error.contains('\n'), "{error}");
     }
 }
 

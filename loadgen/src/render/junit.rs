@@ -5,15 +5,17 @@ use std::mem;
 use maud::{Markup, PreEscaped, html};
 
 use super::{
-    clean::clean_lines, found_against_limit, number, plan_in_words, text::run_in_short, words,
+    clean::clean_lines, found_against_limit, invalid_run, number, plan_in_words,
+    text::run_in_short, words,
 };
 use crate::report::{Environment, Report, Run, ThresholdResult, Verdict};
 
 /// The report as JUnit XML: a suite a run, with a case for its validity and one a requirement, and a suite for
 /// requirements that belong to no run.
 ///
-/// A requirement that does not hold is a `failure`. One that cannot be decided is an `error`, and so is a run that
-/// is invalid or was interrupted: neither says that the service is too slow, and neither lets a build pass.
+/// A requirement that does not hold is a `failure`. One that cannot be decided is an `error`, and so are a run that
+/// is invalid or was interrupted, every requirement of an invalid one, and a report that ended between two runs: none
+/// of them says that the service is too slow, and none lets a build pass.
 #[must_use]
 pub fn junit(report: &Report) -> String {
     let suites = suites(report);
@@ -48,8 +50,11 @@ struct Suite<'a> {
 
 /// What a case is about.
 enum Case<'a> {
+    /// Somebody ended the report early, and no run tells.
+    Interruption,
     Validity(&'a Run),
-    Requirement(&'a ThresholdResult),
+    /// With the run that it was judged on, if that is invalid.
+    Requirement(&'a ThresholdResult, Option<&'a Run>),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,6 +65,7 @@ enum Kind {
 }
 
 fn suites(report: &Report) -> Vec<Suite<'_>> {
+    let requirement = |result| Case::Requirement(result, invalid_run(report, result));
     let mut left: Vec<_> = report.thresholds.iter().collect();
     let mut suites: Vec<_> = (report.runs.iter())
         .map(|run| {
@@ -67,7 +73,7 @@ fn suites(report: &Report) -> Vec<Suite<'_>> {
                 mem::take(&mut left).into_iter().partition(|result| result.run == run.name);
             left = others;
             let own = run.thresholds.iter().filter(|result| !report.thresholds.contains(result));
-            let requirements = of_run.into_iter().chain(own).map(Case::Requirement);
+            let requirements = of_run.into_iter().chain(own).map(requirement);
             Suite {
                 name: &run.name,
                 run: Some(run),
@@ -76,8 +82,10 @@ fn suites(report: &Report) -> Vec<Suite<'_>> {
             }
         })
         .collect();
-    if !left.is_empty() {
-        let cases = left.into_iter().map(Case::Requirement).collect();
+    let untold = report.interrupted && !report.runs.iter().any(|run| run.interrupted);
+    let interruption = untold.then_some(Case::Interruption);
+    let cases: Vec<_> = interruption.into_iter().chain(left.into_iter().map(requirement)).collect();
+    if !cases.is_empty() {
         suites.push(Suite { name: "the whole", run: None, time_s: 0.0, cases });
     }
     suites
@@ -118,8 +126,9 @@ impl Case<'_> {
             Self::Validity(run) if run.interrupted || run.validity.verdict == Verdict::Invalid => {
                 Kind::Error
             }
+            Self::Interruption | Self::Requirement(_, Some(_)) => Kind::Error,
             Self::Validity(_) => Kind::Success,
-            Self::Requirement(result) => match result.verdict {
+            Self::Requirement(result, None) => match result.verdict {
                 Verdict::Pass => Kind::Success,
                 Verdict::Fail => Kind::Failure,
                 Verdict::Inconclusive | Verdict::Invalid => Kind::Error,
@@ -129,10 +138,15 @@ impl Case<'_> {
 
     fn element(&self, class: &str) -> Markup {
         let (name, time) = match self {
+            Self::Interruption => ("the report is complete", 0.0),
             Self::Validity(run) => ("the run is valid", run.measured_s),
-            Self::Requirement(result) => (&*result.expression, 0.0),
+            Self::Requirement(result, _) => (&*result.expression, 0.0),
         };
         let (kind, message, text) = match self {
+            Self::Interruption => {
+                let message = "interrupted between two runs".to_owned();
+                ("interrupted".to_owned(), message.clone(), message)
+            }
             Self::Validity(run) => {
                 let reasons = run
                     .validity
@@ -150,11 +164,17 @@ impl Case<'_> {
                 };
                 (kind.to_owned(), all.first().cloned().unwrap_or_default(), all.join("\n"))
             }
-            Self::Requirement(result) => {
+            Self::Requirement(result, invalid) => {
                 let found = found_against_limit(result);
                 let details =
                     format!("{found}\ninterval {}\n{}", number::interval(result), result.note);
-                (result.verdict.to_string(), found, details)
+                match invalid {
+                    None => (result.verdict.to_string(), found, details),
+                    Some(_) => {
+                        let message = format!("the run is invalid; {found}");
+                        (Verdict::Invalid.to_string(), message, details)
+                    }
+                }
             }
         };
         html! {
@@ -195,7 +215,8 @@ fn output(run: &Run) -> String {
 
 /// As JUnit has them: to the millisecond, without a unit.
 fn seconds(s: f64) -> String {
-    format!("{:.3}", if s.is_finite() { s.clamp(0.0, 1e12) } else { 0.0 })
+    // The sum of no times is -0, and so is what -0 is clamped to.
+    format!("{:.3}", if s.is_finite() { s.clamp(0.0, 1e12) + 0.0 } else { 0.0 })
 }
 
 #[cfg(test)]
@@ -244,7 +265,8 @@ mod tests {
 
     #[test]
     fn what_fails_is_a_failure_and_what_nobody_can_say_an_error() {
-        let mut report = fixture::invalid();
+        let mut report = fixture::passed();
+        report.thresholds[0].verdict = Verdict::Fail;
         report.thresholds[1].verdict = Verdict::Inconclusive;
         report.runs[0].interrupted = true;
         let text = junit(&report);
@@ -253,11 +275,44 @@ mod tests {
             all(&document, name).iter().filter_map(|node| node.attribute("type")).collect()
         };
         assert_eq!(of("failure"), ["fail"]);
-        assert_eq!(of("error"), ["interrupted", "invalid", "inconclusive"]);
+        assert_eq!(of("error"), ["interrupted", "inconclusive"]);
         let root = document.root_element();
-        assert_eq!((root.attribute("failures"), root.attribute("errors")), (Some("1"), Some("3")));
-        let reason = all(&document, "error")[1].attribute("message").expect("a message");
-        assert!(reason.starts_with("masquerade: 91.2 %"), "{reason}");
+        assert_eq!((root.attribute("failures"), root.attribute("errors")), (Some("1"), Some("2")));
+    }
+
+    #[test]
+    fn of_an_invalid_run_nothing_is_passed_or_failed() {
+        let report = fixture::invalid();
+        let verdicts: Vec<_> = report.thresholds.iter().map(|result| result.verdict).collect();
+        assert_eq!(verdicts[..3], [Verdict::Fail, Verdict::Pass, Verdict::Pass]);
+        let text = junit(&report);
+        let document = Document::parse(&text).expect("it is XML");
+        assert!(all(&document, "failure").is_empty(), "{text}");
+        let errors = all(&document, "error");
+        // The run, and its three requirements; that of the whole is left.
+        let types: Vec<_> = errors.iter().filter_map(|error| error.attribute("type")).collect();
+        assert_eq!(types, ["invalid"; 4]);
+        let message = |n: usize| errors[n].attribute("message").expect("a message");
+        assert!(message(0).starts_with("masquerade: 91.2 %"), "{}", message(0));
+        assert!(message(1).starts_with("the run is invalid; observed "), "{}", message(1));
+    }
+
+    #[test]
+    fn a_report_that_ended_between_its_runs_is_not_all_green() {
+        let report = Report { interrupted: true, ..fixture::passed() };
+        let text = junit(&report);
+        let document = Document::parse(&text).expect("it is XML");
+        let [error] = &all(&document, "error")[..] else { panic!("one, in {text}") };
+        let case = error.parent().expect("it is in a case");
+        assert_eq!(case.attribute("name"), Some("the report is complete"));
+        assert_eq!(error.attribute("type"), Some("interrupted"));
+        let suite = case.parent().and_then(|suite| suite.attribute("name"));
+        assert_eq!(suite, Some("the whole"));
+        let before = Report { runs: Vec::new(), thresholds: Vec::new(), ..report };
+        let text = junit(&before);
+        let document = Document::parse(&text).expect("it is XML");
+        let root = document.root_element();
+        assert_eq!((root.attribute("errors"), root.attribute("time")), (Some("1"), Some("0.000")));
     }
 
     #[test]

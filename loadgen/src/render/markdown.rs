@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use super::{
-    all_routes, backends, clean::clean_lines, dominance, mix_in_words, number, one_sided, one_view,
-    parts, plan_in_words, requirements, route_views, why, words,
+    Cost, all_routes, backends, by_transport, clean::clean_lines, dominance, invalid_run,
+    mix_in_words, number, one_sided, one_view, parts, plan_in_words, requirements, route_views,
+    transports_in_words, why, words,
 };
 use crate::report::{Attribution, ClientOutcomes, Latency, Report, Run, ThresholdResult, Verdict};
 
@@ -62,24 +63,28 @@ impl Page {
     }
 
     fn requirements(&mut self, report: &Report) {
-        let mut all: Vec<_> = requirements(report).collect();
+        let judged = |result| match invalid_run(report, result) {
+            Some(_) => (result, Verdict::Invalid),
+            None => (result, result.verdict),
+        };
+        let mut all: Vec<_> = requirements(report).map(judged).collect();
         if all.is_empty() {
             return;
         }
         // What does not hold must not be among those that are left out.
-        all.sort_by_key(|result| result.verdict == Verdict::Pass);
+        all.sort_by_key(|(_, verdict)| *verdict == Verdict::Pass);
         let several = report.runs.len() > 1;
         let on = if several { " run |" } else { "" };
         self.line(&format!("| | requirement |{on} observed | interval | limit | margin |"));
         self.line(&format!("|---|---|{}--:|--:|--:|--:|", if several { "---|" } else { "" }));
-        for result in all.iter().take(self.rows) {
+        for (result, verdict) in all.iter().take(self.rows) {
             let on =
                 if several { format!(" {} |", escaped(&result.run, NAME)) } else { String::new() };
             self.line(&format!(
                 "| {} | {}{} |{on} {} | {} | {} | {} |",
-                mark(result.verdict),
+                mark(*verdict),
                 code(&result.expression),
-                note(result),
+                note(result, *verdict),
                 number::maybe(result.observed, result.unit),
                 number::interval(result),
                 number::value(result.limit, result.unit),
@@ -102,7 +107,12 @@ impl Page {
             self.line(&format!("- **hint ({rule})**: {message}"));
         }
         self.rest(run.hints.len(), "hint");
-        if run.validity.reasons.len() + run.hints.len() > 0 {
+        let failures = words::failures(run);
+        for failure in failures.iter().take(self.rows) {
+            self.line(&format!("- {}", escaped(failure, SENTENCE)));
+        }
+        self.rest(failures.len(), "failure");
+        if run.validity.reasons.len() + run.hints.len() + failures.len() > 0 {
             self.line("");
         }
         self.line("| route | seen by | rate | ok | failed | p50 | p95 | p99 | p99.9 | max |");
@@ -159,6 +169,15 @@ impl Page {
     fn details(&mut self, report: &Report) {
         self.line("<details>");
         self.line("<summary>Where the time and the requests went, load, environment</summary>\n");
+        for costs in by_transport(report).iter().take(self.rows) {
+            self.costs(costs);
+        }
+        if let Some(memory) = &report.memory {
+            for text in words::memory(memory) {
+                self.line(&format!("- memory: {}", escaped(&text, SENTENCE)));
+            }
+            self.line("");
+        }
         for run in report.runs.iter().take(self.rows) {
             self.line(&format!("**Run {}**\n", escaped(&run.name, NAME)));
             self.attribution(run);
@@ -167,6 +186,8 @@ impl Page {
             facts.extend(words::stalls(&run.stalls));
             facts.extend(run.littles_law.iter().map(words::littles_law));
             facts.extend(conservation(run));
+            facts.extend(lag(run));
+            facts.extend(run.checks.iter().map(words::check));
             facts.extend(run.server.iter().flat_map(backends));
             facts.extend(words::pools_at_their_worst(&run.resources));
             facts.push(format!("load: {}", plan_in_words(&run.plan)));
@@ -203,6 +224,17 @@ impl Page {
             "<sub>Response time of successes by percentile, as the client and as the server saw them. Parallax \
              {version}.</sub>"
         ));
+    }
+
+    fn costs(&mut self, costs: &[Cost<'_>]) {
+        self.line("| transport | rate | service time p50 | p99 | outside p50 | p99 | ratio |");
+        self.line("|---|--:|--:|--:|--:|--:|--:|");
+        for cost in costs.iter().take(self.rows) {
+            let figures = cost.figures().join(" | ");
+            self.line(&format!("| {} | {figures} |", code(&cost.name())));
+        }
+        self.rest(costs.len(), "transport");
+        self.line(&format!("\n{}.\n", escaped(&transports_in_words(costs), SENTENCE)));
     }
 
     fn attribution(&mut self, run: &Run) {
@@ -289,7 +321,17 @@ fn conservation(run: &Run) -> Vec<String> {
     facts.extend(
         run.errors.iter().map(|error| format!("{} \u{d7} {}", n(error.count), error.message)),
     );
+    facts.extend(run.connections.map(|opened| format!("connections opened {}", n(opened))));
     facts
+}
+
+/// How late the generator was.
+fn lag(run: &Run) -> Option<String> {
+    let of = &run.client.lag.summary;
+    let time = |us: Option<f64>| us.map_or_else(|| number::NONE.to_owned(), number::duration);
+    (of.count > 0).then(|| {
+        format!("lag p50 {}, p99 {}, max {}", time(of.p50_us), time(of.p99_us), time(of.max_us))
+    })
 }
 
 fn mark(verdict: Verdict) -> &'static str {
@@ -302,11 +344,14 @@ fn mark(verdict: Verdict) -> &'static str {
 }
 
 /// Why a requirement is not simply held or missed.
-fn note(result: &ThresholdResult) -> String {
-    if result.verdict == Verdict::Pass || result.note.is_empty() {
+fn note(result: &ThresholdResult, verdict: Verdict) -> String {
+    if verdict == Verdict::Invalid && result.verdict != verdict {
+        return "<br>the run is invalid".to_owned();
+    }
+    if verdict == Verdict::Pass || result.note.is_empty() {
         return String::new();
     }
-    format!("<br>{}: {}", result.verdict, escaped(&result.note, SENTENCE))
+    format!("<br>{verdict}: {}", escaped(&result.note, SENTENCE))
 }
 
 /// A name as code, which nobody is notified by.
@@ -362,7 +407,7 @@ mod tests {
     use super::*;
     use crate::{
         render::fixture,
-        report::{ClientRoute, Hint},
+        report::{Check, ClientRoute, ErrorCount, Hint},
     };
 
     #[test]
@@ -388,15 +433,54 @@ mod tests {
 
     #[test]
     fn what_does_not_hold_says_why() {
-        let mut report = fixture::invalid();
+        let page = markdown(&fixture::invalid());
+        assert!(page.starts_with("## \u{26d4} Invalid: "), "{page}");
+        // What a run has that cannot be believed is neither held nor missed.
+        for expression in ["p95 &lt; 200ms", "rate &gt;= 1000/s"] {
+            let row =
+                format!("| \u{26d4} | <code>{expression}</code><br>the run is invalid | open |");
+            assert!(page.contains(&row), "{row} is missing in:\n{page}");
+        }
+        assert!(page.contains("- **invalid (masquerade)**: 91.2 %"), "{page}");
+
+        let mut report = fixture::overloaded();
         report.thresholds[0].note = "half of the run".to_owned();
         let page = markdown(&report);
-        assert!(page.starts_with("## \u{26d4} Invalid: "), "{page}");
         assert!(
             page.contains("| \u{274c} | <code>p95 &lt; 200ms</code><br>fail: half of the run |"),
             "{page}"
         );
-        assert!(page.contains("- **invalid (masquerade)**: 91.2 %"), "{page}");
+    }
+
+    #[test]
+    fn what_failed_is_above_the_fold_and_what_it_cost_below() {
+        let mut report = fixture::transports();
+        let run = &mut report.runs[0];
+        run.client.outcomes.check_failed = 3;
+        run.errors = vec![ErrorCount { message: "refused".to_owned(), count: 12 }];
+        run.connections = Some(77);
+        run.checks = vec![Check {
+            name: "body".to_owned(),
+            passed: 4,
+            failed: 3,
+            first_failure: Some("no total".to_owned()),
+        }];
+        let page = markdown(&report);
+        let fold = page.find("<details>").expect("a fold");
+        for (expected, above) in [
+            ("- requests ended: 50,000 ok, 3 check failed", true),
+            ("- 12 \u{d7} refused", true),
+            ("- check body: 4 of 7 held; first failure: no total", true),
+            ("| <code>direct</code> | ", false),
+            ("| <code>tcp:h2, invalid</code> | ", false),
+            ("One plan over each.", false),
+            ("- memory: at 100,000 entities: ", false),
+            ("- lag p50 ", false),
+            ("- connections opened 77", false),
+        ] {
+            let at = page.find(expected).unwrap_or_else(|| panic!("no {expected} in:\n{page}"));
+            assert_eq!(at < fold, above, "{expected}");
+        }
     }
 
     /// The cells of each row of a table.

@@ -3,7 +3,7 @@
 //! Every rendering is made from the [`Report`] alone, offline, and the same report renders to the same
 //! bytes.
 
-mod clean;
+pub(crate) mod clean;
 mod csv;
 mod html;
 mod json;
@@ -40,6 +40,12 @@ use crate::report::{
 fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
     let of_runs = report.runs.iter().flat_map(|run| &run.thresholds);
     report.thresholds.iter().chain(of_runs.filter(|result| !report.thresholds.contains(result)))
+}
+
+/// The run that a requirement was judged on, if its figures cannot be believed: then neither can what was found.
+fn invalid_run<'a>(report: &'a Report, result: &ThresholdResult) -> Option<&'a Run> {
+    let of = |run: &Run| run.name == result.run || run.thresholds.contains(result);
+    report.runs.iter().find(|run| run.validity.verdict == Verdict::Invalid && of(run))
 }
 
 /// Both sides' times of a route, in the order in which they are shown.
@@ -88,7 +94,7 @@ fn why(report: &Report) -> String {
                 };
                 format!("The figures cannot be believed: in {run}, {}{more}", stopped(message))
             } else if let Some(result) = with(Verdict::Invalid).next() {
-                format!("{} cannot be judged: {}", result.expression, stopped(&result.note))
+                because(&format!("{} cannot be judged", result.expression), &result.note)
             } else {
                 "The figures cannot be believed.".to_owned()
             }
@@ -101,7 +107,7 @@ fn why(report: &Report) -> String {
         }
         Verdict::Inconclusive => {
             let first = with(Verdict::Inconclusive).next().map_or_else(String::new, |result| {
-                format!(" {}: {}", result.expression, stopped(&result.note))
+                format!(" {}", because(&result.expression, &result.note))
             });
             let count = with(Verdict::Inconclusive).count();
             format!("{count} of {} requirements could not be decided.{first}", all.len())
@@ -137,6 +143,11 @@ fn found_against_limit(result: &ThresholdResult) -> String {
         .observed
         .map_or_else(|| "no figure".to_owned(), |value| number::value(value, result.unit));
     format!("observed {observed}, limit {}", number::value(result.limit, result.unit))
+}
+
+/// What was found, and why if that is known, as a sentence.
+fn because(finding: &str, note: &str) -> String {
+    if note.is_empty() { stopped(finding) } else { format!("{finding}: {}", stopped(note)) }
 }
 
 /// A text as a sentence: with a full stop, and only one.

@@ -242,6 +242,9 @@ impl Page {
                 format!("unexplained requests: {}", number::count(run.conservation.unexplained));
             self.wrapped(2, verdict_style(Verdict::Invalid), &text);
         }
+        for text in words::failures(run) {
+            self.wrapped(2, verdict_style(Verdict::Fail), &text);
+        }
         self.both_views(run);
     }
 
@@ -500,27 +503,9 @@ impl Page {
 
     fn memory(&mut self, memory: &MemoryModel) {
         self.section("Memory", None);
-        let sizes = memory.points.iter().map(|(entities, _)| *entities);
-        let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
-        let line = format!(
-            "{} + {} for each entity ({} by Theil-Sen), from {} processes with {} to {} entities",
-            number::bytes(memory.base_bytes),
-            number::bytes(memory.bytes_per_entity),
-            number::bytes(memory.theil_sen_bytes_per_entity),
-            memory.points.len(),
-            number::count(least),
-            number::count(most)
-        );
-        self.wrapped(2, PLAIN, &line);
-        let projection = format!(
-            "at {} entities: {}, between {} and {} with 95 % confidence ({})",
-            number::count(memory.projected_entities),
-            number::bytes(memory.projected_bytes),
-            number::bytes(memory.low_bytes),
-            number::bytes(memory.high_bytes),
-            memory.reach
-        );
-        self.wrapped(2, PLAIN, &projection);
+        for text in words::memory(memory) {
+            self.wrapped(2, PLAIN, &text);
+        }
     }
 
     fn closing(&mut self, report: &Report) {
@@ -682,7 +667,7 @@ fn sparkline_of(most: usize, values: &[Option<f64>]) -> Option<(String, f64, f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::fixture;
+    use crate::{render::fixture, report::ErrorCount};
 
     fn plain(report: &Report) -> String {
         text(report, Style::default())
@@ -767,6 +752,8 @@ mod tests {
         ] {
             assert!(page.contains(expected), "{expected} is missing in:\n{page}");
         }
+        assert!(page.contains("  requests ended: 50,000 limited\n"), "{page}");
+        assert!(page.contains("  1,234 \u{d7} the exchange broke off\n"), "{page}");
         // Nothing succeeded in the second run.
         report.runs[1].client.routes[0] =
             fixture::hostile_and_empty().runs[0].client.routes[0].clone();
@@ -776,6 +763,30 @@ mod tests {
             assert!(!page.contains(more), "{more} is in:\n{page}");
         }
         assert!(page.lines().count() < plain(&report).lines().count() / 2 + 20, "{page}");
+    }
+
+    #[test]
+    fn the_message_of_a_test_says_how_requests_failed() {
+        let mut report = fixture::passed();
+        assert!(!summary(&report, Style::default()).contains("requests ended"));
+        let run = &mut report.runs[0];
+        run.client.outcomes.timeout = 7;
+        run.client.outcomes.check_failed = 1_200;
+        let error = |n: u64| ErrorCount { message: format!("cause {n}"), count: 9 - n };
+        run.errors = (0..5).map(error).collect();
+        let check = |name: &str, failed| Check {
+            name: name.to_owned(),
+            passed: 40,
+            failed,
+            first_failure: (failed > 0).then(|| "$.total is 3".to_owned()),
+        };
+        run.checks = vec![check("body", 1_200), check("head", 0)];
+        let page = summary(&report, Style::default());
+        let said = "  requests ended: 50,000 ok, 7 timeout, 1,200 check failed\n  9 \u{d7} cause 0\n  \
+                    8 \u{d7} cause 1\n  7 \u{d7} cause 2\n  check body: 40 of 1,240 held; first failure: \
+                    $.total is 3\n";
+        assert!(page.contains(said), "{said} is missing in:\n{page}");
+        assert!(!page.contains("check head"), "{page}");
     }
 
     #[test]

@@ -4,8 +4,62 @@ use std::time::Duration;
 
 use super::number;
 use crate::report::{
-    LittlesLaw, Model, PlanSummary, ResourceRow, Settling, Stall, ThresholdResult,
+    Check, LittlesLaw, MemoryModel, Model, PlanSummary, ResourceRow, Run, Settling, Stall,
+    ThresholdResult,
 };
+
+/// Texts of errors that stand for all of them.
+const ERRORS: usize = 3;
+
+/// What failed in a run: how its requests ended, the most frequent errors, the checks that did not hold.
+pub(super) fn failures(run: &Run) -> Vec<String> {
+    let outcomes = &run.client.outcomes;
+    let ends: Vec<_> = (outcomes.named().into_iter())
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, n)| format!("{} {}", number::count(n), name.replace('_', " ")))
+        .collect();
+    let ends = (outcomes.failed() > 0).then(|| format!("requests ended: {}", ends.join(", ")));
+    let errors = run.errors.iter().take(ERRORS);
+    let errors =
+        errors.map(|error| format!("{} \u{d7} {}", number::count(error.count), error.message));
+    let failed = run.checks.iter().filter(|check| check.failed > 0).map(check);
+    ends.into_iter().chain(errors).chain(failed).collect()
+}
+
+/// How often a check held, and what was wrong the first time.
+pub(super) fn check(check: &Check) -> String {
+    let total = number::count(check.passed.saturating_add(check.failed));
+    let held = format!("check {}: {} of {total} held", check.name, number::count(check.passed));
+    match &check.first_failure {
+        Some(failure) => format!("{held}; first failure: {failure}"),
+        None => held,
+    }
+}
+
+/// What an entity takes, and what so many would.
+pub(super) fn memory(memory: &MemoryModel) -> [String; 2] {
+    let sizes = memory.points.iter().map(|(entities, _)| *entities);
+    let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
+    [
+        format!(
+            "{} + {} for each entity ({} by Theil-Sen), from {} processes with {} to {} entities",
+            number::bytes(memory.base_bytes),
+            number::bytes(memory.bytes_per_entity),
+            number::bytes(memory.theil_sen_bytes_per_entity),
+            memory.points.len(),
+            number::count(least),
+            number::count(most)
+        ),
+        format!(
+            "at {} entities: {}, between {} and {} with 95 % confidence ({})",
+            number::count(memory.projected_entities),
+            number::bytes(memory.projected_bytes),
+            number::bytes(memory.low_bytes),
+            number::bytes(memory.high_bytes),
+            memory.reach
+        ),
+    ]
+}
 
 /// Whether as much was in flight as rate and service times say.
 pub(super) fn littles_law(law: &LittlesLaw) -> String {
