@@ -3,9 +3,12 @@
 use std::{panic::catch_unwind, path::Path, time::Duration};
 
 use axum::{Router, routing::get};
-use parallax_loadgen::{LoadTest, Report, Verdict, render};
+use parallax_loadgen::{
+    LoadTest, Report, Verdict, render,
+    report::{Check, PoolRow},
+};
 use parallax_middleware::Perf;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::browser::Browser;
 
@@ -104,11 +107,39 @@ async fn a_test_that_fails_says_what_did_not_hold_and_little_else() {
     }
 }
 
+/// All that a page may have to show, under names of 64 letters.
+fn named_at_length(mut report: Report) -> Report {
+    let name = "a".repeat(64);
+    let run = &mut report.runs[0];
+    run.name.clone_from(&name);
+    report.thresholds.iter_mut().for_each(|result| result.run.clone_from(&name));
+    report.environment.settings.push((name.clone(), name.clone()));
+    run.plan.tags.insert(name.clone(), name.clone());
+    run.plan.mix[0].0.clone_from(&name);
+    run.client.routes[0].route.clone_from(&name);
+    let first_failure = Some(name.clone());
+    run.checks.push(Check { name: name.clone(), failed: 1, first_failure, ..Check::default() });
+    run.warmup.clone_from(&run.timeline);
+    run.timeline[1].failed = 3;
+    run.timeline[1].outcomes.timeout = 3;
+    for row in &mut run.resources {
+        let (name, kind) = (name.clone(), "sqlx".to_owned());
+        row.pools.push(PoolRow { name, kind, max: 9, in_use: 5, idle: 4, waiting: 2 });
+    }
+    for group in &mut run.attribution {
+        let (part, share) = group.shares.pop_last().expect("a part");
+        group.shares.insert(part, share / 2.0);
+        group.shares.insert(format!("phase:{name}"), share / 2.0);
+    }
+    report
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_fits_a_phone_and_a_desk_and_has_nothing_to_complain_of() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("report.html");
-    std::fs::write(&path, render::html(&real_report().await)).expect("written");
+    let report = named_at_length(real_report().await);
+    std::fs::write(&path, render::html(&report)).expect("written");
     let mut browser = Browser::start(390, 800).await;
     for (width, scheme) in [(390, "light"), (390, "dark"), (1280, "dark")] {
         browser.resize(width, 800).await;
@@ -119,7 +150,10 @@ async fn the_page_fits_a_phone_and_a_desk_and_has_nothing_to_complain_of() {
         assert_eq!(browser.value(overflow).await, 0, "{width} pixels are too few");
         // Plots are drawn, and their words are as far apart as to be read.
         let plots = browser.value("document.querySelectorAll('svg').length").await;
-        assert!(plots.as_u64() >= Some(3), "{plots}");
+        // By percentile, over time, the ends, the pool, the process.
+        assert!(plots.as_u64() >= Some(5), "{plots}");
+        let waterfall = "document.querySelectorAll('.waterfall > span').length";
+        assert!(browser.value(waterfall).await.as_u64() > Some(2), "no parts of the time");
         let small = "[...document.querySelectorAll('svg text')].filter(e => e.getBoundingClientRect().height < 9)";
         assert_eq!(
             browser.value(&format!("{small}.length")).await,
@@ -127,6 +161,14 @@ async fn the_page_fits_a_phone_and_a_desk_and_has_nothing_to_complain_of() {
             "{width} pixels make them too small"
         );
     }
+    // A4, in pixels of the screen, without its margins.
+    browser.resize(718, 1_000).await;
+    browser.ask("Emulation.setEmulatedMedia", json!({"media": "print"})).await;
+    browser.open(&format!("file://{}", path.display())).await;
+    let least = "Math.min(...[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height))";
+    let least = browser.value(least).await;
+    // 8 points.
+    assert!(least.as_f64() > Some(10.6), "words of {least} pixels on paper");
     assert_eq!(browser.complaints(), "");
 }
 

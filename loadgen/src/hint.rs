@@ -850,7 +850,14 @@ mod tests {
     fn with_pool(mut run: Run, in_use: u64) -> Run {
         for row in &mut run.resources {
             let name = "db".to_owned();
-            row.pools = vec![PoolRow { name, max: 50, in_use, idle: 50 - in_use, waiting: 180 }];
+            row.pools = vec![PoolRow {
+                name,
+                kind: String::new(),
+                max: 50,
+                in_use,
+                idle: 50 - in_use,
+                waiting: 180,
+            }];
         }
         run
     }

@@ -498,7 +498,8 @@ pub struct Settling {
     pub stationary: bool,
 }
 
-/// A moment in which the requests of all routes were slow together: what stops a whole process, not one route.
+/// A moment in which the requests of all routes were slow together: what they share stood still, the process or something
+/// that all of them wait for, not one route.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stall {
     /// Its beginning, seconds since the start of the measured interval.
@@ -671,6 +672,9 @@ pub struct ResourceRow {
 pub struct PoolRow {
     /// As it was registered.
     pub name: String,
+    /// What pool it is, for example `sqlx`: pools of several kinds may have one name. Empty in older reports.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kind: String,
     /// Connections that it may have.
     pub max: u64,
     /// Connections lent out.

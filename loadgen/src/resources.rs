@@ -154,6 +154,7 @@ impl Reading {
 fn pool_row(pool: &PoolLevel) -> PoolRow {
     PoolRow {
         name: pool.name.clone(),
+        kind: pool.kind.to_owned(),
         max: pool.max,
         in_use: pool.in_use,
         idle: pool.idle,

@@ -189,6 +189,8 @@ impl PoolCells {
 pub struct PoolLevel {
     /// Its name.
     pub name: String,
+    /// Its kind, as [`PoolView::kind`](crate::PoolView::kind) has it: pools of several kinds may have one name.
+    pub kind: &'static str,
     /// The most connections that there may be; 0 where the pool does not tell.
     pub max: u64,
     /// Connections that are there and not in use.
@@ -220,7 +222,8 @@ impl Pools {
     pub(crate) fn levels(&self) -> Vec<PoolLevel> {
         let level = |cells: Arc<PoolCells>| {
             let PoolCounts { max, idle, in_use, waiting, .. } = cells.level();
-            PoolLevel { name: cells.name.to_string(), max, idle, in_use, waiting }
+            let (name, kind) = (cells.name.to_string(), cells.kind);
+            PoolLevel { name, kind, max, idle, in_use, waiting }
         };
         self.pools().into_iter().map(level).collect()
     }

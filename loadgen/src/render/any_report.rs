@@ -9,12 +9,13 @@ use proptest::{
 };
 use roxmltree::Document;
 use serde_json::{Map, Value, json};
+use unicode_width::UnicodeWidthStr;
 
 use super::{Style, Table, csv, fixture, html, json as as_json, junit, markdown, summary, text};
 use crate::report::Report;
 
 /// What ends strings, elements, cells, lines and sections, turns directions, steers terminals, calls people.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 17] = [
     "",
     "</script><img src=x onerror=y>",
     "\"onmouseover=\"x' autofocus='",
@@ -25,6 +26,9 @@ const NAMES: [&str; 14] = [
     "`code` @team #1 [a](javascript:b) *_~",
     "\u{1b}[31m\u{1b}]0;title\u{7}\u{9b}2J",
     "\u{202e}desrever\u{2066}\u{200f}\u{2028}\u{feff}",
+    "\u{ad}\u{61c}\u{2060}\u{2065}\u{3164}\u{e0041}",
+    "GET /x;=HYPERLINK(1)",
+    "測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定測定",
     "\u{0}\u{1}\u{fffe}\u{ffff}\u{7f}",
     "GET /größe/テスト/🦀",
     "p99 < 25ms",
@@ -188,7 +192,15 @@ fn names_are_names_in_every_place_that_has_one() {
         rename(&mut value, name);
         value["schema"] = json!(crate::report::SCHEMA);
         let bytes = serde_json::to_vec(&value).expect("it is JSON");
-        renders(&Report::from_json(&bytes).expect("names are free"));
+        let report = Report::from_json(&bytes).expect("names are free");
+        renders(&report);
+        for width in [80, 132] {
+            let style = Style { width, ..Style::default() };
+            let pages = [text(&report, style), summary(&report, style)];
+            for line in pages.iter().flat_map(|page| page.lines()) {
+                assert!(line.width() <= width, "{} of {width}: {line}", line.width());
+            }
+        }
     }
 }
 
@@ -267,9 +279,15 @@ fn rename(value: &mut Value, name: &str) {
                     if !WORDS.contains(&key.as_str()) {
                         rename(&mut value, name);
                     }
-                    // Parts of the time and phases are keys.
+                    // Parts of the time and phases are keys, and so are names of tags.
                     let known = ["lag", "runtime", "outside"].contains(&key.as_str());
                     let part = value.is_number() && (known || key.contains(':'));
+                    if key == "tags"
+                        && let Value::Object(tags) = &mut value
+                    {
+                        let renamed = std::mem::take(tags).into_iter();
+                        *tags = renamed.map(|(tag, of)| (format!("{name}{tag}"), of)).collect();
+                    }
                     (if part { format!("{name}{key}") } else { key }, value)
                 })
                 .collect();
@@ -284,6 +302,7 @@ fn renders(report: &Report) {
     let bytes = as_json(report);
     let again = Report::from_json(bytes.as_bytes()).expect("what was written can be read");
     assert_eq!(as_json(&again), bytes, "a saved report is the report");
+    assert_shows(&bytes);
 
     for width in [80, 132] {
         let plain = Style { width, ..Style::default() };
@@ -342,8 +361,10 @@ fn renders(report: &Report) {
         let records = reader.records().map(|row| row.expect("as many columns as the head has"));
         for record in [head].into_iter().chain(records) {
             for cell in &record {
-                let formula = cell.trim_start().starts_with(['=', '+', '-', '@']);
-                assert!(!formula || cell.parse::<f64>().is_ok(), "{cell:?} is a formula");
+                for part in cell.split(';') {
+                    let formula = part.trim_start().starts_with(['=', '+', '-', '@']);
+                    assert!(!formula || cell.parse::<f64>().is_ok(), "{cell:?} is a formula");
+                }
                 assert!(!cell.contains(['\n', '\r', '\t', '\u{1b}', '\u{202e}']), "{cell:?}");
             }
         }
@@ -354,7 +375,11 @@ fn renders(report: &Report) {
 fn assert_shows(page: &str) {
     for c in page.chars() {
         let steers = c.is_control() && c != '\n'
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+            || matches!(
+                c,
+                '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}'
+                    | '\u{3164}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}'
+            );
         assert!(!steers, "{c:?} is in {:?}", around(page, &c.to_string()));
     }
 }

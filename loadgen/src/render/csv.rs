@@ -1,11 +1,10 @@
-//! The report as tables for spreadsheets and scripts: comma-separated values, as RFC 4180 has them.
-
-use std::collections::BTreeMap;
+//! The report as tables for spreadsheets and scripts: comma-separated values, as RFC 4180 has them but for the
+//! ends of lines.
 
 use clap::ValueEnum;
 use csv::{Terminator, WriterBuilder};
 
-use super::{all_routes, clean::clean, route_views, warmup_begins, words::pool_names};
+use super::{all_routes, clean::clean, route_views, warmup_begins, words};
 use crate::report::{
     ClientOutcomes, Latency, Report, ResourceRow, RouteConservation, Run, TimelineRow,
 };
@@ -43,7 +42,7 @@ impl Table {
 }
 
 /// A table of the report, with a line of names above it. A figure that is not known is an empty cell; units are in
-/// the names, as in the JSON. Names that a spreadsheet would take for a formula have a `'` before them.
+/// the names, as in the JSON. What a spreadsheet would take for a formula in a name has a `'` before it.
 #[must_use]
 pub fn csv(report: &Report, table: Table) -> String {
     let rows = match table {
@@ -65,12 +64,12 @@ pub fn csv(report: &Report, table: Table) -> String {
 type Row = Vec<String>;
 
 fn routes(report: &Report) -> Vec<Row> {
-    let mut head = words(["run", "route", "rate"]);
+    let mut head = names(["run", "route", "rate"]);
     head.extend(ClientOutcomes::default().named().map(|(name, _)| name.to_owned()));
     for view in VIEWS {
         head.extend(FIGURES.map(|figure| format!("{view}_{figure}")));
     }
-    head.extend(words(["finished", "recorded", "not_seen", "foreign", "timed_out", "unexplained"]));
+    head.extend(names(["finished", "recorded", "not_seen", "foreign", "timed_out", "unexplained"]));
     let row = |run: &Run,
                route,
                rate: f64,
@@ -133,9 +132,9 @@ fn figures(latency: &Latency) -> [String; 9] {
 }
 
 fn timeline(report: &Report) -> Vec<Row> {
-    let mut head = words(["run", "phase", "at_s", "width_s", "completed", "failed", "dropped"]);
+    let mut head = names(["run", "phase", "at_s", "width_s", "completed", "failed", "dropped"]);
     head.extend(ClientOutcomes::default().named().map(|(name, _)| name.to_owned()));
-    head.extend(words(["p50_us", "p99_us"]));
+    head.extend(names(["p50_us", "p99_us"]));
     let row = |run: &Run, phase: &str, at_s: f64, slot: &TimelineRow| {
         let mut row =
             vec![text(&run.name), phase.to_owned(), at_s.to_string(), slot.width_s.to_string()];
@@ -179,16 +178,14 @@ fn percentiles(report: &Report) -> Vec<Row> {
         });
         all.into_iter().chain(routes).flatten()
     });
-    [words(["run", "route", "view", "quantile", "us"])].into_iter().chain(rows).collect()
+    [names(["run", "route", "view", "quantile", "us"])].into_iter().chain(rows).collect()
 }
 
 fn resources(report: &Report) -> Vec<Row> {
     // Every pool of any run has its columns.
-    let mut pools: Vec<&str> =
-        report.runs.iter().flat_map(|run| pool_names(&run.resources)).collect();
-    pools.sort_unstable();
-    pools.dedup();
-    let mut head = words([
+    let mut pools = words::pools(report.runs.iter().flat_map(|run| &run.resources));
+    pools.sort_by(|a, b| a.label.cmp(&b.label));
+    let mut head = names([
         "run",
         "at_s",
         "rss_bytes",
@@ -200,7 +197,7 @@ fn resources(report: &Report) -> Vec<Row> {
     ]);
     for pool in &pools {
         let columns = ["max", "in_use", "idle", "waiting"];
-        head.extend(columns.map(|column| text(&format!("{pool}_{column}"))));
+        head.extend(columns.map(|column| text(&format!("{}_{column}", pool.label))));
     }
     let row = |run: &Run, moment: &ResourceRow| {
         let mut row = vec![
@@ -213,10 +210,8 @@ fn resources(report: &Report) -> Vec<Row> {
             maybe(moment.queue_depth),
             maybe(moment.canary_us),
         ];
-        let known: BTreeMap<&str, _> =
-            moment.pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
-        for name in &pools {
-            row.extend(known.get(name).map_or([const { String::new() }; 4], |pool| {
+        for pool in &pools {
+            row.extend(pool.at(moment).map_or([const { String::new() }; 4], |pool| {
                 [pool.max, pool.in_use, pool.idle, pool.waiting].map(|count| count.to_string())
             }));
         }
@@ -229,27 +224,32 @@ fn resources(report: &Report) -> Vec<Row> {
     [head].into_iter().chain(rows).collect()
 }
 
-fn words<const N: usize>(words: [&str; N]) -> Row {
-    words.map(str::to_owned).to_vec()
+fn names<const N: usize>(names: [&str; N]) -> Row {
+    names.map(str::to_owned).to_vec()
 }
 
 fn maybe(figure: Option<impl ToString>) -> String {
     figure.map_or_else(String::new, |figure| figure.to_string())
 }
 
-/// A name: of one line, and never a formula.
+/// A name: of one line, and never a formula; nor is what follows a semicolon, at which many a spreadsheet parts cells
+/// whatever stands around them.
 fn text(name: &str) -> String {
-    let name = clean(name);
-    let formula = name
-        .trim_start()
-        .starts_with(['=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}']);
-    if formula { format!("'{name}") } else { name }
+    let cell = |part: &str| {
+        let formula = part
+            .trim_start()
+            .starts_with(['=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}']);
+        if formula { format!("'{part}") } else { part.to_owned() }
+    };
+    clean(name).split(';').map(cell).collect::<Vec<_>>().join(";")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::render::fixture;
+    use crate::{render::fixture, report::PoolRow};
 
     fn parsed(report: &Report, table: Table) -> Vec<BTreeMap<String, String>> {
         let text = csv(report, table);
@@ -303,6 +303,14 @@ mod tests {
         assert!(points.iter().any(|row| row["route"] == "GET /search" && row["view"] == "outside"));
         let moments = parsed(&report, Table::Resources);
         assert_eq!((&*moments[1]["db_in_use"], &*moments[1]["db_waiting"]), ("49", "150"));
+        let mut report = report;
+        for row in &mut report.runs[0].resources {
+            let kind = "redis".to_owned();
+            row.pools.push(PoolRow { kind, in_use: 3, ..row.pools[0].clone() });
+        }
+        let several = parsed(&report, Table::Resources);
+        let row = &several[1];
+        assert_eq!((&*row["db (sqlx)_in_use"], &*row["db (redis)_in_use"]), ("49", "3"));
         assert_eq!((&*moments[0]["rss_bytes"], &*moments[0]["busy_ratio"]), ("90000000", "0.75"));
     }
 
@@ -315,6 +323,7 @@ mod tests {
             ("\t-1", "\u{fffd}-1"),
             ("@SUM(A1)", "'@SUM(A1)"),
             ("GET /a=b", "GET /a=b"),
+            ("GET /x;=HYPERLINK(1);a; -1", "GET /x;'=HYPERLINK(1);a;' -1"),
         ] {
             assert_eq!(text(name), cell);
         }

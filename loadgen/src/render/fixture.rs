@@ -532,6 +532,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
                 canary_us: Some(1_250.0 + 100.0 * f64::from(i)),
                 pools: vec![PoolRow {
                     name: "db".to_owned(),
+                    kind: "sqlx".to_owned(),
                     max: 50,
                     in_use: 50 - u64::from(i),
                     idle: u64::from(i),

@@ -53,7 +53,7 @@ pub fn html(report: &Report) -> String {
             }
         }
     };
-    // Lines are ours: names have none.
+    // What is left is of names: their lines are blanks on a page.
     clean_lines(&page.into_string())
 }
 
@@ -93,19 +93,19 @@ fn headline(report: &Report) -> Markup {
 
 fn requirements(results: &[ThresholdResult]) -> Markup {
     html! {
-        div.scroll {
+        div.scroll tabindex="0" role="region" aria-label="Requirements" {
             table {
                 thead {
                     tr {
-                        th { "verdict" } th.text { "requirement" } th { "observed" }
-                        th { "interval" } th { "limit" } th { "margin" } th { "samples" }
+                        th scope="col" { "verdict" } th.text scope="col" { "requirement" }
+                        (columns(&["observed", "interval", "limit", "margin", "samples"]))
                     }
                 }
                 tbody {
                     @for result in results {
                         tr class=(result.verdict) {
                             td { (badge(result.verdict)) }
-                            td.text {
+                            th.text scope="row" {
                                 b { (result.expression) }
                                 @if !result.run.is_empty() { span.soft { " in " (result.run) } }
                                 @if !result.note.is_empty() { div.note { (result.note) } }
@@ -123,6 +123,10 @@ fn requirements(results: &[ThresholdResult]) -> Markup {
     }
 }
 
+fn columns(names: &[&str]) -> Markup {
+    html! { @for name in names { th scope="col" { (name) } } }
+}
+
 /// The figure, and how much of the limit is left as a bar.
 fn margin(margin: Option<f64>) -> Markup {
     html! {
@@ -138,18 +142,18 @@ fn margin(margin: Option<f64>) -> Markup {
 fn cost_table(costs: &[Cost<'_>]) -> Markup {
     html! {
         h2 { "What each transport costs" }
-        div.scroll {
+        div.scroll tabindex="0" role="region" aria-label="What each transport costs" {
             table {
                 thead {
                     tr {
-                        th.text { "transport" } th { "rate" } th { "service time p50" } th { "p99" }
-                        th { "outside p50" } th { "p99" } th { "ratio" }
+                        th.text scope="col" { "transport" }
+                        (columns(&["rate", "service time p50", "p99", "outside p50", "p99", "ratio"]))
                     }
                 }
                 tbody {
                     @for cost in costs {
                         tr {
-                            td.text { b { (cost.name()) } }
+                            th.text scope="row" { b { (cost.name()) } }
                             @for figure in cost.figures() { td { (figure) } }
                         }
                     }
@@ -248,16 +252,16 @@ fn plots(report: &Report, run: &Run) -> Markup {
                     (plot::outcomes(&course, &kinds))
                 }
             }
-            @for name in words::pool_names(&run.resources) {
+            @for pool in words::pools(&run.resources) {
                 figure {
                     figcaption {
-                        b { "Pool " (name) }
+                        b { "Pool " (pool.label) }
                         span.server { i.key.used {} "in use" }
                         span.response { i.key.waiting {} "waiting" }
                         span { i.key.most {} "at most" }
                     }
                     @let label = "Connections in use and requests waiting over time";
-                    (plot::panels(label, &course, &pool_panels(run, name)))
+                    (plot::panels(label, &course, &pool_panels(run, &pool)))
                 }
             }
             @let process = process_panels(report, run);
@@ -300,12 +304,9 @@ fn course(run: &Run) -> Course<'_> {
 }
 
 /// Who has a connection, and who waits for one: how many wait is of another size, and has a panel of its own.
-fn pool_panels(run: &Run, name: &str) -> [Panel; 2] {
+fn pool_panels(run: &Run, pool: &words::Pool) -> [Panel; 2] {
     let points = |of: fn(&PoolRow) -> u64| {
-        let at = |row: &ResourceRow| {
-            let pool = row.pools.iter().find(|pool| pool.name == name);
-            (row.at_s, pool.map(|pool| of(pool) as f64))
-        };
+        let at = |row: &ResourceRow| (row.at_s, pool.at(row).map(|pool| of(pool) as f64));
         run.resources.iter().map(at).collect::<Vec<_>>()
     };
     let most = points(|pool| pool.max).iter().filter_map(|(_, max)| *max).fold(0.0, f64::max);
@@ -400,12 +401,11 @@ fn views(run: &Run) -> Markup {
     let client = &run.client;
     let sides = if one_sided(run) { 2 } else { 4 };
     html! {
-        div.scroll {
+        div.scroll tabindex="0" role="region" aria-label="Latency by route" {
             table {
                 thead {
                     tr {
-                        th {} th { "p50" } th { "p90" } th { "p95" } th { "p99" } th { "p99.9" }
-                        th { "max" } th { "mean" }
+                        (columns(&["seen as", "p50", "p90", "p95", "p99", "p99.9", "max", "mean"]))
                     }
                 }
                 tbody {
@@ -413,7 +413,7 @@ fn views(run: &Run) -> Markup {
                     @for route in &client.routes {
                         (block(&route.route, route.rate, &route.outcomes, &route_views(route)[..sides]))
                     }
-                    tr { th colspan="8" { "The generator" } }
+                    tr { th.group colspan="8" scope="colgroup" { "The generator" } }
                     (latency_row("lag", &client.lag, false))
                     @if let Some(gap) = run.generator.as_ref().and_then(|g| g.arrival_gap.as_ref()) {
                         (latency_row("arrival gap", gap, false))
@@ -433,13 +433,18 @@ fn views(run: &Run) -> Markup {
             }
         }
         @if !run.checks.is_empty() {
-            div.scroll {
+            div.scroll tabindex="0" role="region" aria-label="Checks" {
                 table {
-                    thead { tr { th.text { "check" } th { "held" } th { "failed" } th.text { "first failure" } } }
+                    thead {
+                        tr {
+                            th.text scope="col" { "check" } (columns(&["held", "failed"]))
+                            th.text scope="col" { "first failure" }
+                        }
+                    }
                     tbody {
                         @for check in &run.checks {
                             tr {
-                                td.text { (check.name) }
+                                th.text scope="row" { (check.name) }
                                 td { (number::count(check.passed)) }
                                 td { (number::count(check.failed)) }
                                 td.text { (check.first_failure.as_deref().unwrap_or_default()) }
@@ -455,7 +460,7 @@ fn views(run: &Run) -> Markup {
 fn block(name: &str, rate: f64, outcomes: &ClientOutcomes, rows: &[(&str, &Latency)]) -> Markup {
     html! {
         tr {
-            th colspan="8" {
+            th.group colspan="8" scope="colgroup" {
                 (name)
                 small {
                     (number::per_second(rate)) ", " (number::count(outcomes.ok)) " ok, "
@@ -489,7 +494,7 @@ fn latency_row(label: &str, latency: &Latency, first: bool) -> Markup {
     ];
     html! {
         tr.first[first] {
-            td.view { (label) }
+            th.view scope="row" { (label) }
             @if summary.count == 0 {
                 td.soft colspan="7" { "no samples" }
             } @else {
@@ -526,10 +531,10 @@ fn waterfall(run: &Run) -> Markup {
             b { "A request around " (number::percentile(tail.quantile)) } " takes "
             (number::duration(tail.response_us)) ":"
         }
-        div.waterfall role="img" aria-label="The parts of a slow request, one after the other" {
+        div.waterfall {
             @for (position, part, share, left) in steps {
                 span { (part) }
-                div {
+                div aria-hidden="true" {
                     @let place = format!("left:{};width:{}", percent(left), percent(share));
                     i class={ "part-" (position.min(7)) } style=(place) {}
                     @if let (Some(low), Some(high)) = (tail.low.get(part), tail.high.get(part)) {
@@ -592,18 +597,22 @@ fn attribution(run: &Run) -> Markup {
                 span { (number::duration(group.response_us)) }
             }
         }
-        div.scroll {
+        div.scroll tabindex="0" role="region" aria-label="Shares of the response time" {
             table {
                 thead {
                     tr {
-                        th.text { "part of the response time" }
-                        @for group in groups { th { (number::percentile(group.quantile)) } }
+                        th.text scope="col" { "part of the response time" }
+                        @for group in groups { th scope="col" { (number::percentile(group.quantile)) } }
                     }
                 }
                 tbody {
+                    tr {
+                        th.text scope="row" { "response time around it" }
+                        @for group in groups { td { (number::duration(group.response_us)) } }
+                    }
                     @for (position, part) in parts.iter().enumerate() {
                         tr {
-                            td.text { i class={ "key " (class(position)) } {} " " (part) }
+                            th.text scope="row" { i class={ "key " (class(position)) } {} " " (part) }
                             @for group in groups {
                                 td {
                                     (number::share(group.shares.get(*part).copied().unwrap_or(0.0)))
@@ -663,18 +672,21 @@ fn conservation_by_route(routes: &[ClientRoute]) -> Markup {
         || routes.iter().filter_map(|route| Some((&route.route, route.conservation.as_ref()?)));
     html! {
         @if rows().next().is_some() {
-            div.scroll {
+            div.scroll tabindex="0" role="region" aria-label="Requests on both sides, by route" {
                 table {
                     thead {
                         tr {
-                            th.text { "route" } th { "ended (client)" } th { "recorded (layer)" }
-                            th { "not seen" } th { "of others" } th { "timed out" } th { "unexplained" }
+                            th.text scope="col" { "route" }
+                            (columns(&[
+                                "ended (client)", "recorded (layer)", "not seen", "of others", "timed out",
+                                "unexplained",
+                            ]))
                         }
                     }
                     tbody {
                         @for (route, both) in rows() {
                             tr {
-                                td.text { (route) }
+                                th.text scope="row" { (route) }
                                 td { (number::count(both.finished)) }
                                 td { (number::count(both.recorded)) }
                                 td { (number::count(both.not_seen)) }
@@ -713,8 +725,7 @@ fn process(run: &Run) -> Option<Markup> {
                     (number::count(limiter.limited)) ", passed by " (number::count(limiter.bypassed))
                 }
             }
-            @for text in backends(server).into_iter().chain(words::pools_at_their_worst(&run.resources)) {
-                @let (name, figures) = text.split_once(": ").unwrap_or(("", &text));
+            @for (name, figures) in backends(server).into_iter().chain(words::pools_at_their_worst(&run.resources)) {
                 dt { (name) } dd { (figures) }
             }
             dt { "pairs" }
@@ -784,7 +795,7 @@ fn badge(verdict: Verdict) -> Markup {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::fixture;
+    use crate::{render::fixture, report::Check};
 
     #[test]
     fn names_cannot_become_markup() {
@@ -849,6 +860,30 @@ mod tests {
         ];
         let in_order = in_order.map(position);
         assert!(in_order.is_sorted(), "{in_order:?}");
+    }
+
+    #[test]
+    fn tables_are_read_out_with_their_heads_and_scrolled_by_keys() {
+        let mut report = fixture::transports();
+        report.runs[0].checks = vec![Check { name: "body".to_owned(), ..Check::default() }];
+        let page = html(&report);
+        assert!(!page.contains("<th></th>") && !page.contains("<th>"), "{page}");
+        for head in page.split("<th ").skip(1).map(|rest| rest.split_once('>').expect("an end").0) {
+            assert!(head.contains("scope="), "{head}");
+        }
+        for row in page.split("<tr").skip(1) {
+            assert!(row.contains("<th "), "no name of a row: {row}");
+        }
+        for region in page.split("class=\"scroll\"").skip(1) {
+            assert!(
+                region.starts_with(" tabindex=\"0\" role=\"region\" aria-label=\""),
+                "{region}"
+            );
+        }
+        // The parts of a slow request are text, and their bars nothing.
+        assert!(page.contains("<div class=\"waterfall\"><span>"), "{page}");
+        assert!(page.contains("<div aria-hidden=\"true\"><i class=\"part-"), "{page}");
+        assert!(page.contains("response time around it</th><td>"), "{page}");
     }
 
     #[test]

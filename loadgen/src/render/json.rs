@@ -1,15 +1,30 @@
 //! The report as it is saved and read back.
 
+use std::fmt::Write;
+
+use super::clean::steers;
 use crate::report::Report;
 
-/// The report as JSON, `parallax.report/1`, indented, with a newline at the end.
+/// The report as JSON, `parallax.report/1`, indented, with a newline at the end. What would steer a terminal is
+/// escaped in it, and read back as it was.
 #[must_use]
 pub fn json(report: &Report) -> String {
     // Serialising into memory fails only for maps with keys that are no strings; a report has none.
-    let mut text =
-        serde_json::to_string_pretty(report).expect("a report consists of JSON's own types");
-    text.push('\n');
-    text
+    let text = serde_json::to_string_pretty(report).expect("a report consists of JSON's own types");
+    let mut out = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        // Such characters stand within strings only: all else is ASCII.
+        if c != '\n' && steers(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing into a string does not fail.
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out.push('\n');
+    out
 }
 
 #[cfg(test)]
@@ -57,6 +72,15 @@ mod tests {
         let read = Report::read(&path).expect("it is a report");
         assert_eq!(read, report);
         assert_eq!(super::json(&read), super::json(&report));
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped_and_read_back() {
+        let mut report = fixture::passed();
+        report.title = "a\u{9b}2J\u{7f}\u{202e}b\u{e0041}ä🦀\n".to_owned();
+        let text = super::json(&report);
+        assert!(text.contains(r#""a\u009b2J\u007f\u202eb\udb40\udc41ä🦀\n""#), "{text}");
+        assert_eq!(Report::from_json(text.as_bytes()), Ok(report));
     }
 
     #[test]

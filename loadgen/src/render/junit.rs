@@ -209,7 +209,8 @@ fn output(run: &Run) -> String {
     lines.extend(run.settling.iter().map(words::settling));
     lines.extend(words::stalls(&run.stalls));
     lines.extend(run.littles_law.iter().map(words::littles_law));
-    lines.extend(words::pools_at_their_worst(&run.resources));
+    let pools = words::pools_at_their_worst(&run.resources).into_iter();
+    lines.extend(pools.map(|(pool, figures)| format!("{pool}: {figures}")));
     lines.join("\n")
 }
 

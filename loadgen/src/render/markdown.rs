@@ -46,7 +46,7 @@ impl Page {
         }
         self.rest(report.runs.len(), "run");
         self.details(report);
-        // What is left is of names: lines are all ours.
+        // What is left is of names, and of those no line: each went through [`escaped`].
         clean_lines(&self.out)
     }
 
@@ -188,8 +188,9 @@ impl Page {
             facts.extend(conservation(run));
             facts.extend(lag(run));
             facts.extend(run.checks.iter().map(words::check));
-            facts.extend(run.server.iter().flat_map(backends));
-            facts.extend(words::pools_at_their_worst(&run.resources));
+            let backends = run.server.iter().flat_map(backends);
+            let backends = backends.chain(words::pools_at_their_worst(&run.resources));
+            facts.extend(backends.map(|(name, figures)| format!("{name}: {figures}")));
             facts.push(format!("load: {}", plan_in_words(&run.plan)));
             facts.push(format!("requests: {}", mix_in_words(&run.plan)));
             for fact in facts.iter().take(self.rows) {

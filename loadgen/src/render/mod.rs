@@ -377,16 +377,16 @@ fn dominance(route: &str, groups: &[Attribution]) -> String {
     format!("{route}: nothing is shown to take more than half of the time")
 }
 
-/// What was seen of pools, caches and refused tokens, a sentence each.
-fn backends(server: &PerfView) -> Vec<String> {
+/// What was seen of pools, caches and refused tokens: what it is, and its figures.
+fn backends(server: &PerfView) -> Vec<(String, String)> {
     let time = |us: Option<f64>| us.map_or_else(|| number::NONE.to_owned(), number::duration);
     let pools = server.pools.iter().map(|pool| {
-        let mut text = format!("pool {} ({})", pool.name, pool.kind);
+        let mut name = format!("pool {} ({})", pool.name, pool.kind);
         if pool.max > 0 {
-            text += &format!(", at most {}", number::count(pool.max));
+            name += &format!(", at most {}", number::count(pool.max));
         }
-        text += &format!(
-            ": {} acquired, wait p50 {}, p99 {}; held p50 {}, p99 {}",
+        let mut text = format!(
+            "{} acquired, wait p50 {}, p99 {}; held p50 {}, p99 {}",
             number::count(pool.acquired),
             time(pool.wait.p50_us),
             time(pool.wait.p99_us),
@@ -400,24 +400,21 @@ fn backends(server: &PerfView) -> Vec<String> {
                 text += &format!("; {} {what}", number::count(n));
             }
         }
-        text
+        (name, text)
     });
     let caches = server.caches.iter().filter_map(|cache| {
-        Some(format!(
-            "cache {}: {} of {} lookups hit",
-            cache.name,
-            number::percent(cache.hit_ratio?),
-            number::count(cache.hits.saturating_add(cache.misses))
-        ))
+        let hit = number::percent(cache.hit_ratio?);
+        let lookups = number::count(cache.hits.saturating_add(cache.misses));
+        Some((format!("cache {}", cache.name), format!("{hit} of {lookups} lookups hit")))
     });
     let refused = server.limiter.map(|limiter| limiter.refused_tokens);
     let refused = refused.filter(|tokens| *tokens != RefusedTokens::default());
     let refused = refused.map(|tokens| {
         let RefusedTokens { malformed, forged, expired, out_of_scope } = tokens;
-        format!(
-            "tokens refused: {malformed} malformed, {forged} forged, {expired} expired, \
-             {out_of_scope} out of scope"
-        )
+        let figures = format!(
+            "{malformed} malformed, {forged} forged, {expired} expired, {out_of_scope} out of scope"
+        );
+        ("tokens refused".to_owned(), figures)
     });
     pools.chain(caches).chain(refused).collect()
 }

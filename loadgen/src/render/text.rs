@@ -4,6 +4,7 @@ use std::{fmt::Write, ops::RangeInclusive};
 
 use anstyle::{AnsiColor, Effects};
 use parallax_middleware::{LatencySummary, samples_needed};
+use unicode_width::UnicodeWidthStr;
 
 use super::{
     Cost, all_routes, backends, by_transport, clean::clean, cost_in_words, dominance,
@@ -147,10 +148,11 @@ impl Page {
         let head = figures("observed", "interval", "limit", "margin");
         let head = self.row("", &head);
         self.painted(DIM, &head);
-        let mut on = "";
+        let mut before = None;
         for result in results {
-            if result.run != on {
-                on = &result.run;
+            if before != Some(&result.run) {
+                let on = &result.run;
+                before = Some(on);
                 let run = if on.is_empty() { "  of the whole" } else { &format!("  in {on}") };
                 self.painted(DIM, &fitted(run, self.width));
             }
@@ -181,11 +183,7 @@ impl Page {
         let row = |name: &str, [rate, figures @ ..]: [&str; 6]| {
             let figures: String = figures.into_iter().map(cell).collect();
             let room = width - 5 * CELL - COST_RATE;
-            format!(
-                "  {:<width$}{rate:>COST_RATE$}{figures}",
-                fitted(name, room - 3),
-                width = room - 2
-            )
+            format!("  {} {rate:>COST_RATE$}{figures}", padded(name, room - 3))
         };
         let above =
             format!("{:>1$}{2:>3$}", "service time", self.width - 3 * CELL, "outside", 2 * CELL);
@@ -370,7 +368,7 @@ impl Page {
         self.out.push('\n');
         let groups = &run.attribution[..run.attribution.len().min((self.width - 30) / CELL)];
         let room = self.width - CELL * groups.len().max(4);
-        let label = |text: &str| format!("{:<room$}", fitted(text, room - 1));
+        let label = |text: &str| format!("{} ", padded(text, room - 1));
         let cells = |of: &dyn Fn(&Attribution) -> String| -> String {
             groups.iter().map(|group| cell(&of(group))).collect()
         };
@@ -470,8 +468,9 @@ impl Page {
     }
 
     fn process(&mut self, run: &Run) {
-        let worst = words::pools_at_their_worst(&run.resources);
         let Some(server) = &run.server else { return };
+        let worst = words::pools_at_their_worst(&run.resources);
+        let backends: Vec<_> = backends(server).into_iter().chain(worst).collect();
         let mut facts = Vec::new();
         if let Some(cpu_s) = server.process.cpu_s {
             facts.push(format!("{} of processor time", number::seconds(cpu_s)));
@@ -492,12 +491,12 @@ impl Page {
                 number::count(limiter.bypassed)
             ));
         }
-        if !facts.is_empty() {
+        if !facts.is_empty() || !backends.is_empty() {
             self.painted(BOLD, "  the process");
-            self.wrapped(4, PLAIN, &facts.join("; "));
         }
-        for text in backends(server).iter().chain(&worst) {
-            self.wrapped(4, PLAIN, text);
+        self.wrapped(4, PLAIN, &facts.join("; "));
+        for (name, figures) in backends {
+            self.wrapped(4, PLAIN, &format!("{name}: {figures}"));
         }
     }
 
@@ -624,8 +623,9 @@ fn cell(text: &str) -> String {
     format!("{text:>CELL$}")
 }
 
+/// Columns of a terminal: letters of some scripts take two, marks on a letter none.
 fn width(text: &str) -> usize {
-    text.chars().count()
+    text.width()
 }
 
 /// Cleaned, and cut to at most `room` columns.
@@ -634,9 +634,17 @@ fn fitted(text: &str, room: usize) -> String {
     if width(&text) <= room {
         return text;
     }
-    let mut cut: String = text.chars().take(room.saturating_sub(1)).collect();
-    cut.push('…');
-    cut
+    // The end of each character; the wider the text up to it, the later it is.
+    let ends: Vec<_> = text.char_indices().map(|(begin, c)| begin + c.len_utf8()).collect();
+    let kept = ends.partition_point(|end| width(&text[..*end]) < room);
+    format!("{}…", &text[..kept.checked_sub(1).map_or(0, |last| ends[last])])
+}
+
+/// The same, with blanks up to so many columns.
+fn padded(text: &str, room: usize) -> String {
+    let text = fitted(text, room);
+    let blanks = " ".repeat(room - width(&text));
+    text + &blanks
 }
 
 /// At most 40 bars, with the least and the largest value; `None` without values.
@@ -787,6 +795,53 @@ mod tests {
                     $.total is 3\n";
         assert!(page.contains(said), "{said} is missing in:\n{page}");
         assert!(!page.contains("check head"), "{page}");
+    }
+
+    #[test]
+    fn names_of_wide_letters_stand_in_their_columns() {
+        let mut report = fixture::transports();
+        for run in &mut report.runs {
+            run.plan.transport = format!("{}{}", "測".repeat(40), run.plan.transport);
+            run.client.routes[0].route = "GET /テスト".to_owned();
+            for group in &mut run.attribution {
+                let share = group.shares.remove("lag").expect("a part");
+                group.shares.insert("テスト".repeat(9), share);
+            }
+        }
+        report.title = "é\u{301}\u{301}".repeat(50);
+        for room in [80, 110] {
+            let page = text(&report, Style { width: room, ..Style::default() });
+            let ends = |what: &[&str]| -> Vec<usize> {
+                let lines = page.lines().filter(|line| what.iter().all(|part| line.contains(part)));
+                lines.map(width).collect()
+            };
+            assert!(ends(&["測", "1.00"]).contains(&room), "{page}");
+            assert_eq!(ends(&["GET /テスト", " ok "]), ends(&["all routes", " ok "]), "{page}");
+            assert!(page.lines().all(|line| width(line) <= room), "{page}");
+            assert!(
+                page.starts_with(&format!("PASS  {}  ", "é\u{301}\u{301}".repeat(50))),
+                "{page}"
+            );
+        }
+        assert_eq!(
+            (fitted("測測測", 4), fitted("測測測", 5)),
+            ("測…".to_owned(), "測測…".to_owned())
+        );
+        assert_eq!((padded("測", 3), fitted("測測測", 1)), ("測 ".to_owned(), "…".to_owned()));
+    }
+
+    #[test]
+    fn requirements_of_the_whole_and_pools_alone_have_their_heading() {
+        let mut report = fixture::passed();
+        report.thresholds.reverse();
+        let server = report.runs[0].server.as_mut().expect("a layer");
+        (server.runtime, server.limiter) = (None, None);
+        (server.process.cpu_s, server.process.rss_bytes) = (None, None);
+        report.runs.truncate(1);
+        let page = plain(&report);
+        let whole = page.find("\n  of the whole\n").expect("a line");
+        assert!(whole < page.find("\n  memory at 100,000").expect("the requirement"), "{page}");
+        assert!(page.contains("  the process\n    pool db (sqlx), at most 50: 48,000"), "{page}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::number;
 use crate::report::{
-    Check, LittlesLaw, MemoryModel, Model, PlanSummary, ResourceRow, Run, Settling, Stall,
+    Check, LittlesLaw, MemoryModel, Model, PlanSummary, PoolRow, ResourceRow, Run, Settling, Stall,
     ThresholdResult,
 };
 
@@ -108,52 +108,69 @@ pub(super) fn stalls(stalls: &[Stall]) -> Option<String> {
     ))
 }
 
-/// The moment in which most waited for each pool, and if nobody ever did, in which most of it was lent out.
-pub(super) fn pools_at_their_worst(resources: &[ResourceRow]) -> Vec<String> {
-    pool_names(resources)
-        .into_iter()
-        .filter_map(|name| {
-            let rows =
-                resources.iter().flat_map(|row| row.pools.iter().map(|pool| (row.at_s, pool)));
-            // The first of several that are equally bad.
-            let (at_s, worst) =
-                rows.filter(|(_, pool)| pool.name == name).reduce(|worst, row| {
-                    let key = |pool: &crate::report::PoolRow| (pool.waiting, pool.in_use);
-                    if key(row.1) > key(worst.1) { row } else { worst }
-                })?;
-            let max = if worst.max > 0 {
-                format!(" of {}", number::count(worst.max))
-            } else {
-                String::new()
-            };
-            Some(format!(
-                "pool {name} at its worst, at {}: {}{max} in use, {} waiting",
-                number::seconds(at_s),
-                number::count(worst.in_use),
-                number::count(worst.waiting)
-            ))
-        })
-        .collect()
+/// A pool that turns up in a run's resources.
+pub(super) struct Pool<'a> {
+    name: &'a str,
+    kind: &'a str,
+    /// Its name, and its kind too where another kind of pool has the same.
+    pub(super) label: String,
 }
 
-/// The pools of a run, in the order in which they turn up.
-pub(super) fn pool_names(resources: &[ResourceRow]) -> Vec<&str> {
-    let mut names: Vec<&str> = Vec::new();
-    for pool in resources.iter().flat_map(|row| &row.pools) {
-        if !names.contains(&pool.name.as_str()) {
-            names.push(&pool.name);
+impl Pool<'_> {
+    /// How it stood.
+    pub(super) fn at<'a>(&self, row: &'a ResourceRow) -> Option<&'a PoolRow> {
+        row.pools.iter().find(|pool| (&*pool.name, &*pool.kind) == (self.name, self.kind))
+    }
+}
+
+/// The pools of moments, in the order in which they turn up.
+pub(super) fn pools<'a>(resources: impl IntoIterator<Item = &'a ResourceRow>) -> Vec<Pool<'a>> {
+    let mut found: Vec<(&str, &str)> = Vec::new();
+    for pool in resources.into_iter().flat_map(|row| &row.pools) {
+        if !found.contains(&(&pool.name, &pool.kind)) {
+            found.push((&pool.name, &pool.kind));
         }
     }
-    names
+    let of = |(name, kind): &(&'a str, &'a str)| {
+        let taken = found.iter().any(|other| other.0 == *name && other.1 != *kind);
+        let label =
+            if taken && !kind.is_empty() { format!("{name} ({kind})") } else { (*name).to_owned() };
+        Pool { name, kind, label }
+    };
+    found.iter().map(of).collect()
+}
+
+/// The moment in which most waited for each pool, and if nobody ever did, in which most of it was lent out; and how it
+/// stood then.
+pub(super) fn pools_at_their_worst(resources: &[ResourceRow]) -> Vec<(String, String)> {
+    let worst = |pool: Pool<'_>| {
+        // The first of several that are equally bad.
+        let (at_s, worst) = (resources.iter())
+            .filter_map(|row| Some((row.at_s, pool.at(row)?)))
+            .reduce(|worst, row| {
+                let key = |pool: &PoolRow| (pool.waiting, pool.in_use);
+                if key(row.1) > key(worst.1) { row } else { worst }
+            })?;
+        let max = match worst.max {
+            0 => String::new(),
+            max => format!(" of {}", number::count(max)),
+        };
+        let (in_use, waiting) = (number::count(worst.in_use), number::count(worst.waiting));
+        Some((
+            format!("pool {} at its worst, at {}", pool.label, number::seconds(at_s)),
+            format!("{in_use}{max} in use, {waiting} waiting"),
+        ))
+    };
+    pools(resources).into_iter().filter_map(worst).collect()
 }
 
 /// The command that asks for the same again, and what no report tells of it. `None` for start times that were read
-/// from a file.
+/// from a file, and for virtual time: no command asks for those.
 pub(super) fn repetition<'a>(
     plan: &PlanSummary,
     requirements: impl IntoIterator<Item = &'a ThresholdResult>,
 ) -> Option<(String, &'static str)> {
-    if plan.arrivals.as_deref() == Some("replay") {
+    if plan.arrivals.as_deref() == Some("replay") || plan.virtual_time {
         return None;
     }
     let paths = paths(plan);
@@ -227,8 +244,12 @@ pub(super) fn repetition<'a>(
         }
     }
     let untold = match (server, single) {
-        (_, None) => "FILE is a scenario with the requests above, which a report does not hold",
+        (true, None) => "FILE is a scenario with the requests above, which a report does not hold",
         (true, _) => "the query, headers and a body are in no report, and neither is a token's key",
+        (false, None) => {
+            "for a service whose command is a bench named load; FILE is a scenario with the requests above, which a \
+             report does not hold"
+        }
         (false, _) => {
             "for a service whose command is a bench named load; queries, headers and bodies are in no report"
         }
@@ -310,8 +331,9 @@ mod tests {
     }
 
     #[test]
-    fn times_that_were_read_from_a_file_are_in_no_report() {
+    fn no_command_asks_for_recorded_times_or_virtual_ones() {
         assert_eq!(repeated(|plan| plan.arrivals = Some("replay".to_owned())), None);
+        assert_eq!(repeated(|plan| plan.virtual_time = true), None);
     }
 
     #[test]
@@ -336,7 +358,28 @@ mod tests {
         assert_eq!(stalls(&[]), None);
         assert_eq!(
             pools_at_their_worst(&run.resources),
-            ["pool db at its worst, at 0 s: 50 of 50 in use, 180 waiting"]
+            [(
+                "pool db at its worst, at 0 s".to_owned(),
+                "50 of 50 in use, 180 waiting".to_owned()
+            )]
         );
+    }
+
+    #[test]
+    fn pools_of_one_name_are_told_apart_by_their_kind() {
+        let mut report = fixture::passed();
+        let resources = &mut report.runs[0].resources;
+        for row in resources.iter_mut() {
+            let other = PoolRow { kind: "redis".to_owned(), waiting: 7, ..row.pools[0].clone() };
+            row.pools.push(other);
+        }
+        let labels: Vec<_> = pools(&*resources).into_iter().map(|pool| pool.label).collect();
+        assert_eq!(labels, ["db (sqlx)", "db (redis)"]);
+        let worst = pools_at_their_worst(resources);
+        assert_eq!(worst[1].0, "pool db (redis) at its worst, at 0 s");
+        assert_eq!(worst[1].1, "50 of 50 in use, 7 waiting");
+        let page = crate::render::html(&report);
+        assert!(page.contains("<b>Pool db (sqlx)</b>"), "{page}");
+        assert!(page.contains("<b>Pool db (redis)</b>"), "{page}");
     }
 }
