@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
         let page = render::text(&report, Style { width, ..Style::default() });
         assert!(page.chars().all(|c| c == '\n' || !c.is_control()));
     }
-    render::summary(&report, Style { color: true, ..Style::default() });
+    assert!(!render::summary(&report, Style { color: true, ..Style::default() }).is_empty());
     assert!(!render::html(&report).contains("NaN"));
     assert!(render::markdown(&report).len() < 65_536);
     assert!(render::junit(&report).chars().all(|c| c == '\n' || !c.is_control()));

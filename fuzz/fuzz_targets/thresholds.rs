@@ -8,15 +8,24 @@ use parallax_loadgen::Threshold;
 fuzz_target!(|text: &str| {
     match Threshold::parse(text) {
         Ok(threshold) => {
-            // A limit may have more digits in another unit than one can be written with.
-            if let Ok(again) = Threshold::parse(&threshold.to_string()) {
-                assert_eq!((again.metric, again.route), (threshold.metric, threshold.route));
-                assert_eq!((again.stat, again.op), (threshold.stat, threshold.op));
+            let shown = threshold.to_string();
+            match Threshold::parse(&shown) {
+                Ok(again) => {
+                    assert_eq!((again.metric, again.route), (threshold.metric, threshold.route));
+                    assert_eq!((again.stat, again.op), (threshold.stat, threshold.op));
+                    assert_eq!((again.limit, again.unit), (threshold.limit, threshold.unit));
+                }
+                // A limit may have more digits in another unit than one can be written with: twenty.
+                Err(error) => assert!(shown[error.place()].len() > 20, "{shown:?}: {error}"),
             }
         }
         Err(error) => assert!(error.place().end <= text.len()),
     }
-    if let Err(error) = Threshold::from_toml(text, "slo.toml") {
-        assert!(error.problems().count() > 0);
+    match Threshold::from_toml(text, "slo.toml") {
+        Ok(thresholds) => assert!(!thresholds.is_empty()),
+        Err(error) => {
+            assert_ne!(error.problems().count(), 0);
+            assert!(error.problems().all(|problem| problem.starts_with("slo.toml:")), "{error}");
+        }
     }
 });

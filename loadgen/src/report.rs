@@ -152,10 +152,11 @@ pub struct Run {
     /// What explains the figures, each with its evidence, the weightiest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<Hint>,
-    /// Requests in flight against what rate and response time say that they must be.
+    /// Requests in flight against what rate and service time say that they must be; absent under ten moments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub littles_law: Option<LittlesLaw>,
-    /// When the figures had settled; absent if there were too few slots to say.
+    /// When the figures had settled; absent if there were too few slots to say, and where the load was to change: with
+    /// stages and recorded arrivals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settling: Option<Settling>,
     /// Moments in which all routes were slow together, in order.
