@@ -179,7 +179,11 @@ async fn rejections_that_masquerade_are_told_from_answers() {
     assert_eq!(rules(&run), ["masquerade"], "{:?}", run.validity);
     let p50 = run.client.response_time.summary.p50_us.expect("enough successes");
     assert!((p50 / 100_000.0 - 1.0).abs() < 0.04, "{p50}");
-    assert_eq!(run.client.response_time.summary.p99_us.map(|p99| p99 > 0.0), Some(true));
+    // Of 400 the 396th, and the last.
+    let of = run.client.response_time.summary;
+    let (p99, most) = (of.p99_us.expect("enough successes"), of.max_us.expect("enough"));
+    assert!((p99 / 100_000.0 - 1.0).abs() < 0.04, "{p99}");
+    assert!((most / 500_000.0 - 1.0).abs() < 0.04, "{most}");
     let message = &run.validity.reasons[0].message;
     assert!(message.contains("60.0 %"), "{message}");
 }
