@@ -4,7 +4,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
@@ -36,8 +36,8 @@ struct Seen {
     due_ns: AtomicU64,
     /// The worst lateness since somebody asked.
     worst_ns: AtomicU64,
-    /// What comes from now on is no part of the interval.
-    over: AtomicBool,
+    /// When the interval was over sooner than planned, nanoseconds since the start.
+    over_ns: AtomicU64,
     late: Mutex<LatencyHistogram>,
 }
 
@@ -49,7 +49,7 @@ impl Canary {
             start,
             due_ns: AtomicU64::new(EVERY.as_nanos() as u64),
             worst_ns: AtomicU64::new(0),
-            over: AtomicBool::new(false),
+            over_ns: AtomicU64::new(u64::MAX),
             late: Mutex::default(),
         });
         let task = runtime.spawn(seen.clone().wake_up_again_and_again(end));
@@ -65,7 +65,8 @@ impl Canary {
 
     /// The interval is over, sooner than was planned.
     pub(crate) fn end_here(&self) {
-        self.seen.over.store(true, Relaxed);
+        let now = Instant::now().saturating_duration_since(self.seen.start);
+        self.seen.over_ns.fetch_min(now.as_nanos() as u64, Relaxed);
     }
 
     /// How late it was within its interval.
@@ -101,9 +102,11 @@ impl Seen {
     fn woken(&self, mut due: Instant, now: Instant, end: Instant) -> Instant {
         let worst = now.saturating_duration_since(due);
         self.worst_ns.fetch_max(worst.as_nanos() as u64, Relaxed);
+        // Moments that it slept through count, also if it wakes up afterwards.
+        let over = Duration::from_nanos(self.over_ns.load(Relaxed));
         let mut late = self.late();
         while due <= now {
-            if due < end && !self.over.load(Relaxed) {
+            if due < end && due.saturating_duration_since(self.start) < over {
                 late.record(now - due);
             }
             due += EVERY;
@@ -155,8 +158,22 @@ mod tests {
         let canary = Canary::start(&Handle::current(), start, start + MS * 3_600_000);
         tokio::time::sleep(MS * 52).await;
         canary.end_here();
+        canary.end_here();
         tokio::time::sleep(MS * 1_000).await;
         assert_eq!(canary.lateness().count(), 10);
+    }
+
+    #[tokio::test]
+    async fn what_was_missed_before_a_stop_counts_also_if_it_is_noticed_afterwards() {
+        let start = Instant::now();
+        let canary = Canary::start(&Handle::current(), start, start + MS * 3_600_000);
+        tokio::time::sleep(MS * 20).await;
+        thread::sleep(MS * 200);
+        canary.end_here();
+        while canary.lateness().max() < MS * 190 {
+            tokio::time::sleep(MS).await;
+        }
+        assert!(canary.lateness().count() >= 40);
     }
 
     #[tokio::test(start_paused = true)]

@@ -160,7 +160,7 @@ impl LatencyHistogram {
     fn bucket(&mut self, index: usize) -> &mut u64 {
         if self.counts.get(index.wrapping_sub(self.first)).is_none() {
             let around = self.precision.buckets() / 16;
-            let end = self.precision.buckets().min(index + around);
+            let end = self.precision.buckets().min(index + around + 1);
             self.make_room(index.saturating_sub(around)..end);
         }
         &mut self.counts[index - self.first]
