@@ -11,7 +11,7 @@ use parallax_middleware::{LatencyHistogram, Outcome, PhaseTime};
 use tokio::time::Instant;
 
 use crate::{
-    attribution::{BLOCKS, Parts},
+    attribution::{BLOCKS, Parts, slot_at},
     conservation::Finished,
     littles_law::Occupancy,
     outcome::ClientOutcome,
@@ -44,7 +44,7 @@ pub(crate) struct Tally {
     pub(crate) own_lag: LatencyHistogram,
     /// 429 and 503, by service time without the wait for a worker: what a limiter or a load shedder answers.
     pub(crate) rejected: LatencyHistogram,
-    /// Successes likewise.
+    /// Successes likewise, of those that were handed to the service's runtime.
     pub(crate) accepted: LatencyHistogram,
     pub(crate) first_byte: LatencyHistogram,
     /// Requests that the layer has a record of.
@@ -239,7 +239,9 @@ impl Tally {
             self.recent.record(response_time);
             row.response_time.record(response_time);
             row.service_time.record(sample.service_time);
-            self.accepted.record(served);
+            if sample.handed.is_some() {
+                self.accepted.record(served);
+            }
             if let (Some(server), Some(outside)) = (&sample.server, outside)
                 && server.outcome == Outcome::Ok
             {
@@ -508,7 +510,7 @@ impl Slots {
     /// The slot of a moment of the phase, made if it is not there yet.
     fn index(&mut self, at: Duration) -> usize {
         let index = loop {
-            let index = (at.as_nanos() / self.width.as_nanos()) as usize;
+            let index = slot_at(at, self.width);
             if index < MAX_SLOTS {
                 break index;
             }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use statrs::distribution::{Binomial, DiscreteCDF};
 
-use crate::{collector::MAX_SLOTS, report::Stall};
+use crate::{attribution::slot_at, collector::MAX_SLOTS, report::Stall};
 
 /// Routes whose slots are kept; a run of more says nothing about the others.
 pub(crate) const MAX_ROUTES: usize = 64;
@@ -44,7 +44,7 @@ impl TimesBySlot {
             self.width = width.max(Duration::from_nanos(1));
         }
         let slot = loop {
-            let slot = (intended.as_nanos() / self.width.as_nanos()) as usize;
+            let slot = slot_at(intended, self.width);
             if slot < MAX_SLOTS {
                 break slot;
             }

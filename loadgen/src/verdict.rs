@@ -278,7 +278,10 @@ fn validate(
         );
     }
     if let Some(rejected_p50) = tally.rejected.quantile(0.5) {
-        let success_p50 = tally.accepted.quantile(0.5);
+        // Without a wait for the runtime, the service time is that already.
+        let accepted =
+            if tally.accepted.count() > 0 { &tally.accepted } else { &total.service_time };
+        let success_p50 = accepted.quantile(0.5);
         let share = tally.rejected.count() as f64 / counts.outcomes.total().max(1) as f64;
         let faster = success_p50.is_none_or(|p50| rejected_p50 < p50.mul_f64(MASQUERADE_SHARE));
         let most = tally.rejected.count() > counts.outcomes.ok;
