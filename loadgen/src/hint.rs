@@ -304,8 +304,8 @@ fn lag(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
         dominant.hint(
             "lag",
             if run.plan.topology == "shared" && run.plan.transport == "direct" {
-                "gone before the request was sent: the generator was late, or its tasks waited for workers that the \
-                 service kept busy"
+                "gone before the request was sent: the generator was late, or its tasks waited for workers, \
+                 busy or asleep"
             } else {
                 "gone before the request was sent: the generator was late, and the figure is its own"
             },
