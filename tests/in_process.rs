@@ -18,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use parallax_loadgen::{
-    Http, LoadTest, LoadTestError, Report, Scenario, Stop, Transport, Verdict,
+    Http, LoadTest, LoadTestError, Report, Scenario, Session, Stop, Transport, Verdict,
     report::{Conservation, Run},
 };
 use parallax_middleware::{BypassPolicy, LoadMark, Perf, ProbeSource};
@@ -755,4 +755,23 @@ async fn waiting_for_the_services_own_runtime_is_the_services_time_and_no_lag() 
     let lag = run.client.lag.summary.mean_us.expect("there are samples");
     assert!(lag > 20_000.0, "{lag}");
     assert!(!run.attribution[0].shares.contains_key("runtime"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_a_connection_what_a_flow_sends_late_is_the_generators_lag() {
+    let app = Router::new().route("/", get(|| async { "tea" })).layer(Perf::new().layer());
+    // No pause that the generator knows of: the second request is due when the first has its answer.
+    let flow = async |mut session: Session| {
+        session.send("first", http::Request::new(Bytes::new())).await?;
+        tokio::time::sleep(millis(50)).await;
+        session.send("second", http::Request::new(Bytes::new())).await?;
+        Ok(())
+    };
+    let mix = Scenario::new().flow("both", 1, flow);
+    let test = LoadTest::new(app).scenario(mix).rate(500).warmup(Duration::ZERO);
+    let test = test.duration(millis(2_000)).transport(Transport::Pipe(Http::One));
+    let report = test.run().await.expect("the plan is valid");
+    let run = &report.runs[0];
+    let rules: Vec<&str> = run.validity.reasons.iter().map(|reason| &*reason.rule).collect();
+    assert_eq!(rules, ["lag"], "{:?}", run.validity);
 }

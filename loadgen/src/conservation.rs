@@ -6,15 +6,6 @@ use parallax_middleware::{Outcome, Snapshot};
 
 use crate::{render::number, report::RouteConservation};
 
-/// Every outcome of the layer, each at its own number.
-const OUTCOMES: [Outcome; 6] = [
-    Outcome::Ok,
-    Outcome::ClientError,
-    Outcome::Limited,
-    Outcome::ServerError,
-    Outcome::Cancelled,
-    Outcome::Panicked,
-];
 /// Routes that a message names.
 const NAMED: usize = 3;
 
@@ -23,7 +14,7 @@ const NAMED: usize = 3;
 pub(crate) struct Finished {
     pub(crate) total: u64,
     /// Those that came back with the layer's record, by the outcome in it.
-    seen: [u64; OUTCOMES.len()],
+    seen: [u64; Outcome::ALL.len()],
     /// Of those, the ones that the client gave up after its timeout and the layer recorded as cancelled.
     timed_out: u64,
 }
@@ -55,14 +46,14 @@ pub(crate) struct Recorded {
     /// Those that carried a probe: the run's.
     paired: u64,
     /// All of them.
-    outcomes: [u64; OUTCOMES.len()],
+    outcomes: [u64; Outcome::ALL.len()],
 }
 
 impl Recorded {
     /// By route, as reports name them.
     pub(crate) fn of(interval: &Snapshot) -> BTreeMap<String, Self> {
         let route = |(key, counts): (&_, &parallax_middleware::RouteCounts)| {
-            let outcomes = OUTCOMES.map(|outcome| counts.outcome(outcome));
+            let outcomes = Outcome::ALL.map(|outcome| counts.outcome(outcome));
             (ToString::to_string(key), Self { paired: counts.paired, outcomes })
         };
         interval.routes().map(route).collect()
@@ -108,7 +99,7 @@ impl Balance {
             let more = counted.saturating_sub(seen);
             let explained = more.min(given_up);
             given_up -= explained;
-            let both = || finished.seen.iter().zip(&recorded.outcomes).zip(OUTCOMES);
+            let both = || finished.seen.iter().zip(&recorded.outcomes).zip(Outcome::ALL);
             let lacking: u64 = both().map(|((told, held), _)| told.saturating_sub(*held)).sum();
             let unexplained = more - explained + seen.saturating_sub(counted).max(lacking);
             if unexplained > 0 {
@@ -221,7 +212,7 @@ mod tests {
     }
 
     fn fate() -> impl Strategy<Value = Fate> {
-        let outcome = || prop::sample::select(OUTCOMES.to_vec());
+        let outcome = || prop::sample::select(Outcome::ALL.to_vec());
         prop_oneof![
             6 => (outcome(), any::<bool>())
                 .prop_map(|(outcome, timeout)| Fate::Paired { outcome, timeout }),
@@ -273,7 +264,7 @@ mod tests {
         fn a_request_that_either_side_loses_or_doubles_is_always_found(
             requests in requests(),
             route in 0_u8..5,
-            outcome in prop::sample::select(OUTCOMES.to_vec()),
+            outcome in prop::sample::select(Outcome::ALL.to_vec()),
             twice in any::<bool>(),
         ) {
             // The request that goes wrong is one more of the same.
@@ -307,7 +298,7 @@ mod tests {
         #[test]
         fn a_request_that_is_counted_on_another_route_is_found_on_both(
             requests in requests(),
-            outcome in prop::sample::select(OUTCOMES.to_vec()),
+            outcome in prop::sample::select(Outcome::ALL.to_vec()),
         ) {
             let mut model = Model::of(&requests);
             model.client.entry(route_name(0)).or_default().add(Some(outcome), false);

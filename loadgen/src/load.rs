@@ -394,7 +394,8 @@ impl<S: InProcess> Load<S> {
             lag: dispatched.saturating_duration_since(intended),
             service_time,
             waited,
-            handed: handed.copied(),
+            // On a runtime of its own, or over a connection, the generator waits for itself.
+            handed: handed.copied().filter(|_| self.on_its_runtime()),
             answer,
             server: sender.probe.record().map(ServerView::from).or_else(|| {
                 let (record, status) = told?;

@@ -21,7 +21,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// All outcomes, in the order of their indices.
-    pub(crate) const ALL: [Self; 6] = [
+    pub const ALL: [Self; 6] = [
         Self::Ok,
         Self::ClientError,
         Self::Limited,

@@ -21,7 +21,7 @@ use tower::ServiceExt;
 
 use crate::{
     layer::model::{
-        reference::{Model, OUTCOMES},
+        reference::Model,
         running::{Recorded, run},
         script::{Script, scripts},
     },
@@ -137,7 +137,7 @@ impl Watcher {
     /// Asserts that `now` can be true, and can follow what was seen before.
     fn see(&mut self, now: Snapshot) {
         for (key, counts) in now.routes() {
-            let of_outcomes: u64 = OUTCOMES.map(|outcome| counts.outcome(outcome)).iter().sum();
+            let of_outcomes: u64 = Outcome::ALL.map(|outcome| counts.outcome(outcome)).iter().sum();
             assert_eq!(counts.recorded(), of_outcomes, "{key}");
             assert!(counts.entered >= counts.recorded(), "{key}: more ends than beginnings");
             for traffic in [&counts.users, &counts.bypassed] {
@@ -195,7 +195,8 @@ fn assert_follows(earlier: &Snapshot, later: &Snapshot) {
 /// Everything that only grows, but what is in flight as well: an interval begins with that.
 fn counters(counts: &RouteCounts) -> Vec<(&'static str, u64)> {
     let of_traffic = |counts: &TrafficCounts| {
-        let outcomes = OUTCOMES.map(|outcome| ("requests of one outcome", counts.outcome(outcome)));
+        let outcomes =
+            Outcome::ALL.map(|outcome| ("requests of one outcome", counts.outcome(outcome)));
         let histograms = histograms(counts).map(|(name, histogram)| (name, histogram.count()));
         let others = [
             ("response bytes", counts.response_bytes),

@@ -68,7 +68,7 @@ fn assert_counts(route: &str, requests: &[Ended], counts: &RouteCounts) {
     let count = |of: &dyn Fn(&Ended) -> bool| requests.iter().filter(|e| of(e)).count() as u64;
     assert_eq!(counts.entered, requests.len() as u64, "{route}: entered");
     assert_eq!(counts.in_flight(), 0, "{route}: in flight");
-    for outcome in OUTCOMES {
+    for outcome in Outcome::ALL {
         let wanted = count(&|ended| ended.outcome == outcome);
         assert_eq!(counts.outcome(outcome), wanted, "{route}: {outcome:?}");
     }
@@ -90,7 +90,7 @@ fn assert_counts(route: &str, requests: &[Ended], counts: &RouteCounts) {
 fn assert_traffic(route: &str, requests: &[Ended], counts: &TrafficCounts) {
     let bytes: u64 = requests.iter().map(|ended| ended.bytes).sum();
     assert_eq!(counts.response_bytes, bytes, "{route}: response bytes");
-    for outcome in OUTCOMES {
+    for outcome in Outcome::ALL {
         let wanted = requests.iter().filter(|ended| ended.outcome == outcome).count() as u64;
         assert_eq!(counts.outcome(outcome), wanted, "{route}: {outcome:?}");
     }
@@ -161,15 +161,6 @@ fn assert_values(
     }
     assert!(*found == expected, "{route}: {name}: {found:?}, not {expected:?}");
 }
-
-pub(crate) const OUTCOMES: [Outcome; 6] = [
-    Outcome::Ok,
-    Outcome::ClientError,
-    Outcome::Limited,
-    Outcome::ServerError,
-    Outcome::Cancelled,
-    Outcome::Panicked,
-];
 
 impl Target {
     /// The row that it belongs to.
