@@ -7,7 +7,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
-use crate::{report::Attribution, sink::Sample};
+use crate::{
+    report::Attribution,
+    sink::Sample,
+    slots::{AddUp, Slots},
+};
 
 /// Which quantiles are taken apart.
 const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
@@ -45,9 +49,7 @@ pub(crate) enum Part {
 pub(crate) struct Parts {
     /// In the order in which they were first met: their position is that of their sums.
     parts: Vec<Part>,
-    /// Length of a block; zero before the first request.
-    width: Duration,
-    blocks: Vec<Block>,
+    blocks: Slots<Block, MAX_BLOCKS>,
 }
 
 /// The requests that were due in one stretch of the run, by bucket of their response time.
@@ -60,6 +62,14 @@ struct Sums {
     times: Vec<f64>,
 }
 
+impl AddUp for Block {
+    fn add_up(&mut self, other: Self) {
+        for (bucket, theirs) in other {
+            self.entry(bucket).or_default().add(&theirs);
+        }
+    }
+}
+
 impl Sums {
     fn add(&mut self, other: &Self) {
         self.requests += other.requests;
@@ -68,11 +78,6 @@ impl Sums {
         }
         self.times.iter_mut().zip(&other.times).for_each(|(mine, theirs)| *mine += theirs);
     }
-}
-
-/// Which of the equal slots a moment is in. By 64 bits, 584 years: dividing 128 takes several times as long.
-pub(crate) fn slot_at(at: Duration, width: Duration) -> usize {
-    (at.as_nanos() as u64 / width.as_nanos() as u64) as usize
 }
 
 /// The bucket of a response time; they rise with it.
@@ -87,21 +92,10 @@ impl Parts {
     /// become too many.
     pub(crate) fn add(&mut self, sample: &Sample, width: Duration) {
         let Some(server) = &sample.server else { return };
-        if self.width.is_zero() {
-            self.width = width.max(Duration::from_nanos(1));
-        }
-        let block = loop {
-            let block = slot_at(sample.intended, self.width);
-            if block < MAX_BLOCKS {
-                break block;
-            }
-            self.coarsen();
-        };
-        if self.blocks.len() <= block {
-            self.blocks.resize_with(block + 1, Block::new);
-        }
+        self.blocks.begin(width);
+        let block = self.blocks.at(sample.intended);
         let known = &mut self.parts;
-        let sums = self.blocks[block].entry(bucket(sample.lag + sample.service_time)).or_default();
+        let sums = block.entry(bucket(sample.lag + sample.service_time)).or_default();
         sums.requests += 1;
         let mut add = |part: Part, seconds: f64| {
             let position = known.iter().position(|known| *known == part).unwrap_or_else(|| {
@@ -129,65 +123,31 @@ impl Parts {
         }
     }
 
-    /// Makes one block of each two.
-    fn coarsen(&mut self) {
-        self.width *= 2;
-        let mut blocks = std::mem::take(&mut self.blocks).into_iter();
-        while let Some(mut block) = blocks.next() {
-            for (bucket, later) in blocks.next().into_iter().flatten() {
-                block.entry(bucket).or_default().add(&later);
-            }
-            self.blocks.push(block);
-        }
-    }
-
     pub(crate) fn merge(&mut self, other: &Self) {
-        if self.width.is_zero() {
-            self.clone_from(other);
-            return;
-        }
-        if other.width.is_zero() {
-            return;
-        }
-        // Widths are one and the same width, doubled more or less often.
-        let mut other = other.clone();
-        while other.width < self.width {
-            other.coarsen();
-        }
-        while self.width < other.width {
-            self.coarsen();
-        }
-        let places: Vec<usize> = other
-            .parts
-            .iter()
-            .map(|part| {
-                self.parts.iter().position(|known| known == part).unwrap_or_else(|| {
-                    self.parts.push(*part);
-                    self.parts.len() - 1
-                })
+        let place = |part: &Part| {
+            self.parts.iter().position(|known| known == part).unwrap_or_else(|| {
+                self.parts.push(*part);
+                self.parts.len() - 1
             })
-            .collect();
-        if self.blocks.len() < other.blocks.len() {
-            self.blocks.resize_with(other.blocks.len(), Block::new);
-        }
-        for (mine, theirs) in self.blocks.iter_mut().zip(other.blocks) {
-            for (bucket, theirs) in theirs {
-                let mut moved =
-                    Sums { requests: theirs.requests, times: vec![0.0; self.parts.len()] };
-                for (place, seconds) in places.iter().zip(theirs.times) {
-                    moved.times[*place] = seconds;
-                }
-                mine.entry(bucket).or_default().add(&moved);
+        };
+        let places: Vec<usize> = other.parts.iter().map(place).collect();
+        let mut theirs = other.blocks.clone();
+        for sums in theirs.iter_mut().flat_map(BTreeMap::values_mut) {
+            let mut moved = vec![0.0; self.parts.len()];
+            for (place, seconds) in places.iter().zip(&sums.times) {
+                moved[*place] = *seconds;
             }
+            sums.times = moved;
         }
+        self.blocks.merge(theirs);
     }
 
     /// Takes the response times around each quantile apart; `name` says what a part is called. Those with less
     /// than a request in their group are left out.
     pub(crate) fn attribute(&self, name: impl Fn(Part) -> String, seed: u64) -> Vec<Attribution> {
         let table = Table::of(self);
-        let blocks: Vec<usize> =
-            (0..self.blocks.len()).filter(|block| !self.blocks[*block].is_empty()).collect();
+        let filled = self.blocks.iter().enumerate().filter(|(_, block)| !block.is_empty());
+        let blocks: Vec<usize> = filled.map(|(position, _)| position).collect();
         let around = |run: &Run<'_>, q: f64| run.group(q - (1.0 - q) / 2.0, q + (1.0 - q) / 2.0);
         let whole = table.run(blocks.iter().map(|block| (*block, 1.0)).collect());
         let groups: Vec<(f64, Group)> = QUANTILES
@@ -202,7 +162,7 @@ impl Parts {
             vec![vec![Vec::with_capacity(RESAMPLES); self.parts.len()]; groups.len()];
         let enough = blocks.len() >= MIN_BLOCKS;
         for _ in 0..if enough { RESAMPLES } else { 0 } {
-            let mut times = vec![0_u32; self.blocks.len()];
+            let mut times = vec![0_u32; table.blocks.len()];
             for _ in &blocks {
                 times[blocks[random.random_range(0..blocks.len())]] += 1;
             }

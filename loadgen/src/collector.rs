@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    iter::repeat,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +10,7 @@ use parallax_middleware::{LatencyHistogram, Outcome, PhaseTime};
 use tokio::time::Instant;
 
 use crate::{
-    attribution::{BLOCKS, Parts, slot_at},
+    attribution::{BLOCKS, Parts},
     conservation::Finished,
     littles_law::Occupancy,
     outcome::ClientOutcome,
@@ -20,6 +19,7 @@ use crate::{
     scenario::StepNames,
     server_names::ServerNames,
     sink::{HANDLER, Sample},
+    slots::{AddUp, Slots},
     stall::{MAX_ROUTES, TimesBySlot},
     statistics::{Window, window_width},
     threshold::{Metric, Threshold},
@@ -51,16 +51,16 @@ pub(crate) struct Tally {
     pub(crate) seen_by_server: u64,
     /// Pairs whose server time exceeds their service time.
     pub(crate) negative_pairs: u64,
-    pub(crate) timeline: Slots,
+    pub(crate) timeline: Timeline,
     /// Of the blocks that attribution looks at.
     block_width: Duration,
     watches: Vec<Watch>,
     /// Names of the phases that requests were in, by their numbers.
     phases: BTreeMap<u8, String>,
     /// What the layer did not see, by step and by the watch on a route that it may belong to.
-    unseen: BTreeMap<(u32, usize), Slots>,
+    unseen: BTreeMap<(u32, usize), Timeline>,
     /// No slot yet, of this phase's width.
-    empty: Slots,
+    empty: Timeline,
     /// Since the last look of the live display.
     recent: LatencyHistogram,
     /// When the last request ended.
@@ -100,30 +100,25 @@ struct Watch {
     /// The number of the phase that it is about, once a request was in it.
     phase: Option<u8>,
     route: Option<String>,
-    slots: Slots,
+    slots: Timeline,
 }
 
-/// Equal slots of the measured interval, by intended start.
+/// The measured interval in slots, by intended start.
 #[derive(Clone, Debug)]
-pub(crate) struct Slots {
+pub(crate) struct Timeline {
     /// When the phase ends: as planned, or when it was stopped.
     end: Duration,
-    width: Duration,
-    slots: Vec<Window>,
-    dropped: Vec<u64>,
-    /// Successes by the slot in which they ended.
-    completed: Vec<u64>,
-    /// How the requests of each ended; of the timeline, the watches need none.
-    outcomes: Vec<ClientOutcomes>,
+    slots: Slots<Slot, MAX_SLOTS>,
 }
 
 /// One slot of a run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot<'a> {
-    pub(crate) at: Duration,
-    pub(crate) window: &'a Window,
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) window: Window,
     pub(crate) dropped: u64,
+    /// Successes by the slot in which they ended.
     pub(crate) completed: u64,
+    /// How the requests ended; of the timeline, the watches need none.
     pub(crate) outcomes: ClientOutcomes,
 }
 
@@ -136,7 +131,7 @@ impl Tally {
         } else {
             (slot_width(duration), duration / BLOCKS as u32)
         };
-        let timeline = Slots::new(duration, slot);
+        let timeline = Timeline::new(duration, slot);
         let mut watches: Vec<Watch> = Vec::new();
         for threshold in &plan.thresholds {
             let metric = watched_metric(threshold);
@@ -337,7 +332,7 @@ impl Tally {
             let name = route_name(&self.names, step, self.route_of(step, None), server);
             let watch = &mut self.watches[index];
             if watch.route.as_deref() == Some(&name) {
-                watch.slots.merge(&slots);
+                watch.slots.slots.merge(slots.slots);
             }
         }
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
@@ -364,7 +359,7 @@ impl Tally {
     }
 
     /// The slots that a threshold judges.
-    pub(crate) fn watched(&self, threshold: &Threshold) -> &Slots {
+    pub(crate) fn watched(&self, threshold: &Threshold) -> &Timeline {
         let metric = watched_metric(threshold);
         self.watches
             .iter()
@@ -431,24 +426,19 @@ fn route_name(
         .unwrap_or_default()
 }
 
-impl Slots {
+impl Timeline {
     fn new(duration: Duration, width: Duration) -> Self {
-        Self {
-            end: duration,
-            width,
-            slots: Vec::new(),
-            dropped: Vec::new(),
-            completed: Vec::new(),
-            outcomes: Vec::new(),
-        }
+        let mut slots = Slots::default();
+        slots.begin(width);
+        Self { end: duration, slots }
     }
 
     /// Counts a request, with its value if it succeeded.
     fn add(&mut self, intended: Duration, value: Option<Duration>) {
-        let index = self.index(intended);
+        let window = &mut self.slots.at(intended).window;
         match value {
-            Some(value) => self.slots[index].ok.record(value),
-            None => self.slots[index].failed += 1,
+            Some(value) => window.ok.record(value),
+            None => window.failed += 1,
         }
     }
 
@@ -468,32 +458,13 @@ impl Slots {
         }
     }
 
-    fn merge(&mut self, other: &Self) {
-        while self.width < other.width {
-            self.coarsen();
-        }
-        let counts = other.dropped.iter().zip(&other.completed);
-        for (index, (slot, (dropped, completed))) in other.slots.iter().zip(counts).enumerate() {
-            let index = self.index(other.width * index as u32);
-            self.slots[index].ok.merge(&slot.ok);
-            self.slots[index].failed += slot.failed;
-            self.dropped[index] += dropped;
-            self.completed[index] += completed;
-        }
-    }
-
     fn drop_arrival(&mut self, intended: Duration) {
-        let index = self.index(intended);
-        self.dropped[index] += 1;
+        self.slots.at(intended).dropped += 1;
     }
 
     /// Counts how a request ended.
     fn end_as(&mut self, intended: Duration, outcome: ClientOutcome) {
-        let index = self.index(intended);
-        if self.outcomes.len() <= index {
-            self.outcomes.resize(index + 1, ClientOutcomes::default());
-        }
-        self.outcomes[index].add(outcome);
+        self.slots.at(intended).outcomes.add(outcome);
     }
 
     /// Counts a success that was complete at `at`. False, and not counted, if that is in the drain: what
@@ -502,74 +473,34 @@ impl Slots {
         if at >= self.end {
             return false;
         }
-        let index = self.index(at);
-        self.completed[index] += 1;
+        self.slots.at(at).completed += 1;
         true
-    }
-
-    /// The slot of a moment of the phase, made if it is not there yet.
-    fn index(&mut self, at: Duration) -> usize {
-        let index = loop {
-            let index = slot_at(at, self.width);
-            if index < MAX_SLOTS {
-                break index;
-            }
-            self.coarsen();
-        };
-        while self.slots.len() <= index {
-            self.slots.push(Window::default());
-            self.dropped.push(0);
-            self.completed.push(0);
-        }
-        index
-    }
-
-    /// Makes one slot of each two.
-    fn coarsen(&mut self) {
-        self.width *= 2;
-        let pairs = |counts: &[u64]| counts.chunks(2).map(|pair| pair.iter().sum()).collect();
-        self.dropped = pairs(&self.dropped);
-        self.completed = pairs(&self.completed);
-        let pairs = self.outcomes.chunks(2).map(|pair| {
-            let mut sum = pair[0];
-            pair[1..].iter().for_each(|later| sum.merge(later));
-            sum
-        });
-        self.outcomes = pairs.collect();
-        let mut slots = std::mem::take(&mut self.slots).into_iter();
-        while let Some(mut slot) = slots.next() {
-            if let Some(later) = slots.next() {
-                slot.ok.merge(&later.ok);
-                slot.failed += later.failed;
-            }
-            self.slots.push(slot);
-        }
     }
 
     /// Makes the slots up to `end`, so that a silence counts as nothing done, not as no time passed.
     fn close(&mut self, end: Duration) {
-        self.index(end.saturating_sub(Duration::from_nanos(1)));
+        self.slots.at(end.saturating_sub(Duration::from_nanos(1)));
     }
 
     pub(crate) fn width(&self) -> Duration {
-        self.width
+        self.slots.width()
     }
 
-    /// The slots that begin before `end`, in order: what ends later than the run has no slot in it.
-    pub(crate) fn until(&self, end: Duration) -> impl Iterator<Item = Slot<'_>> {
-        let starts = (0_u32..).map(|index| self.width * index);
-        let counts = self.dropped.iter().zip(&self.completed);
-        let outcomes = self.outcomes.iter().copied().chain(repeat(ClientOutcomes::default()));
-        starts
-            .zip(self.slots.iter().zip(counts).zip(outcomes))
-            .map(|(at, ((window, (dropped, completed)), outcomes))| Slot {
-                at,
-                window,
-                dropped: *dropped,
-                completed: *completed,
-                outcomes,
-            })
-            .take_while(move |slot| slot.at < end)
+    /// The slots that begin before `end`, in order, each with its begin: what ends later than the run has no slot in
+    /// it.
+    pub(crate) fn until(&self, end: Duration) -> impl Iterator<Item = (Duration, &Slot)> {
+        let starts = (0_u32..).map(|index| self.width() * index);
+        starts.zip(self.slots.iter()).take_while(move |(at, _)| *at < end)
+    }
+}
+
+impl AddUp for Slot {
+    fn add_up(&mut self, other: Self) {
+        self.window.ok.merge(&other.window.ok);
+        self.window.failed += other.window.failed;
+        self.dropped += other.dropped;
+        self.completed += other.completed;
+        self.outcomes.merge(&other.outcomes);
     }
 }
 
@@ -596,8 +527,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn slots(duration: Duration) -> Slots {
-        Slots::new(duration, slot_width(duration))
+    fn slots(duration: Duration) -> Timeline {
+        Timeline::new(duration, slot_width(duration))
     }
 
     #[test]
@@ -610,7 +541,7 @@ mod tests {
             let count = slots.until(planned).count();
             assert!((10..=MAX_SLOTS).contains(&count), "{count} slots in {seconds} s");
             let last = slots.until(planned).last().expect("some");
-            assert_eq!(last.window.ok.count(), 1);
+            assert_eq!(last.1.window.ok.count(), 1);
         }
     }
 
@@ -634,7 +565,7 @@ mod tests {
         slots.complete(4_100 * MS);
         slots.drop_arrival(150 * MS);
         slots.close(Duration::from_secs(4));
-        let all: Vec<_> = slots.until(Duration::from_secs(4)).collect();
+        let all: Vec<_> = slots.until(Duration::from_secs(4)).map(|(_, slot)| slot).collect();
         assert_eq!(all.len(), 40);
         assert_eq!((all[0].window.ok.count(), all[0].completed), (1, 0));
         assert_eq!((all[1].dropped, all[2].completed), (1, 1));
@@ -654,7 +585,7 @@ mod tests {
 
     #[test]
     fn slots_of_a_run_without_a_length_become_longer_and_lose_nothing() {
-        let mut slots = Slots::new(Duration::from_secs(3_600), SHORTEST_SLOT);
+        let mut slots = Timeline::new(Duration::from_secs(3_600), SHORTEST_SLOT);
         for n in 0..1_000 {
             slots.add(100 * MS * n, (n % 2 == 0).then_some(MS));
             let ok = n % 2 == 0;
@@ -666,7 +597,7 @@ mod tests {
         assert_eq!(slots.width(), 400 * MS);
         let all: Vec<_> = slots.until(Duration::from_secs(100)).collect();
         assert_eq!(all.len(), 250);
-        for slot in all {
+        for (_, slot) in all {
             assert_eq!((slot.window.ok.count(), slot.window.failed), (2, 2));
             assert_eq!((slot.completed, slot.dropped), (4, 4));
             assert_eq!((slot.outcomes.ok, slot.outcomes.timeout), (2, 2));

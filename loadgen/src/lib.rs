@@ -58,6 +58,7 @@ mod session;
 mod settling;
 mod shape;
 mod sink;
+mod slots;
 mod stall;
 pub mod statistics;
 mod stop;

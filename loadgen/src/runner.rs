@@ -28,7 +28,7 @@ use crate::{
     alarm::AlarmClock,
     calibration::{Null, cost_of_a_request},
     checks::Checks,
-    collector::{SharedTally, Slots, Tally},
+    collector::{SharedTally, Tally, Timeline},
     failures::Failures,
     load::{DRAIN_GRACE, Load, Timer, UnderWay, equip, settle},
     pacer::{self, Paced, Pacer, Taking},
@@ -90,7 +90,7 @@ pub(crate) struct Findings {
     /// The service runs in this process, as far as anybody can tell.
     pub(crate) in_process: bool,
     /// The slots of the warm-up before it, and how long that lasted.
-    pub(crate) warmup: Option<(Slots, Duration)>,
+    pub(crate) warmup: Option<(Timeline, Duration)>,
     pub(crate) errors: Vec<ErrorCount>,
     /// Steps of the mix that had a weight and no turn, by name.
     pub(crate) never_taken: Vec<String>,

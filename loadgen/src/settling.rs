@@ -34,13 +34,13 @@ pub(crate) struct Fall {
 impl Series {
     /// Of the slots that have successes and are whole.
     pub(crate) fn of<'a>(
-        slots: impl Iterator<Item = Slot<'a>>,
+        slots: impl Iterator<Item = (Duration, &'a Slot)>,
         width: Duration,
         measured: Duration,
     ) -> Self {
         let slots = slots
-            .filter(|slot| slot.window.ok.count() > 0 && slot.at + width <= measured)
-            .map(|slot| (slot.at, slot.window.ok.mean().as_secs_f64() * 1e6));
+            .filter(|(at, slot)| slot.window.ok.count() > 0 && *at + width <= measured)
+            .map(|(at, slot)| (at, slot.window.ok.mean().as_secs_f64() * 1e6));
         Self { slots: slots.collect() }
     }
 

@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use statrs::distribution::{Binomial, DiscreteCDF};
 
-use crate::{attribution::slot_at, collector::MAX_SLOTS, report::Stall};
+use crate::{
+    collector::MAX_SLOTS,
+    report::Stall,
+    slots::{AddUp, Slots},
+};
 
 /// Routes whose slots are kept; a run of more says nothing about the others.
 pub(crate) const MAX_ROUTES: usize = 64;
@@ -22,13 +26,24 @@ const MIN_SHARE: f64 = 0.05;
 /// How likely a run without a stall may be to show one, over all its slots.
 const FALSE_ALARM: f64 = 0.01;
 
+/// By bucket.
+#[derive(Clone, Debug, Default)]
+struct Counts(Vec<u32>);
+
+impl AddUp for Counts {
+    fn add_up(&mut self, Self(theirs): Self) {
+        let Self(mine) = self;
+        if mine.len() < theirs.len() {
+            mine.resize(theirs.len(), 0);
+        }
+        mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine = mine.saturating_add(theirs));
+    }
+}
+
 /// Response times of one route by slot, as coarse as they may be: its memory is bounded, a few hundred bytes a slot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TimesBySlot {
-    /// Zero before the first request.
-    width: Duration,
-    /// By bucket.
-    slots: Vec<Vec<u32>>,
+    slots: Slots<Counts, MAX_SLOTS>,
 }
 
 fn bucket(time: Duration) -> usize {
@@ -40,62 +55,24 @@ fn bucket(time: Duration) -> usize {
 impl TimesBySlot {
     /// Counts a request that was due at `intended`, in slots of `width`, or of longer ones if they become too many.
     pub(crate) fn add(&mut self, intended: Duration, time: Duration, width: Duration) {
-        if self.width.is_zero() {
-            self.width = width.max(Duration::from_nanos(1));
-        }
-        let slot = loop {
-            let slot = slot_at(intended, self.width);
-            if slot < MAX_SLOTS {
-                break slot;
-            }
-            self.coarsen();
-        };
-        if self.slots.len() <= slot {
-            self.slots.resize_with(slot + 1, Vec::new);
-        }
-        let (counts, bucket) = (&mut self.slots[slot], bucket(time));
+        self.slots.begin(width);
+        let (Counts(counts), bucket) = (self.slots.at(intended), bucket(time));
         if counts.len() <= bucket {
             counts.resize(bucket + 1, 0);
         }
         counts[bucket] += 1;
     }
 
-    /// Makes one slot of each two.
-    fn coarsen(&mut self) {
-        self.width *= 2;
-        let mut slots = std::mem::take(&mut self.slots).into_iter();
-        while let Some(mut slot) = slots.next() {
-            add_up(&mut slot, &slots.next().unwrap_or_default());
-            self.slots.push(slot);
-        }
-    }
-
     pub(crate) fn merge(&mut self, other: &Self) {
-        if self.width.is_zero() {
-            self.clone_from(other);
-            return;
-        }
-        if other.width.is_zero() {
-            return;
-        }
-        let mut other = other.clone();
-        while other.width < self.width {
-            other.coarsen();
-        }
-        while self.width < other.width {
-            self.coarsen();
-        }
-        if self.slots.len() < other.slots.len() {
-            self.slots.resize_with(other.slots.len(), Vec::new);
-        }
-        self.slots.iter_mut().zip(&other.slots).for_each(|(mine, theirs)| add_up(mine, theirs));
+        self.slots.merge(other.slots.clone());
     }
 
     /// Requests and slow ones, slot by slot. Slow is what lies above the bucket of the p99, so that no more than one
     /// in a hundred is.
     fn slow(&self) -> Vec<(u64, u64)> {
-        let mut all = Vec::new();
-        self.slots.iter().for_each(|slot| add_up(&mut all, slot));
+        let mut all = Counts::default();
+        self.slots.iter().for_each(|slot| all.add_up(slot.clone()));
+        let Counts(all) = all;
         let total: u64 = all.iter().map(|n| u64::from(*n)).sum();
         let mut above = total;
         let cut = all.iter().position(|n| {
@@ -104,16 +81,9 @@ impl TimesBySlot {
         });
         let cut = cut.map_or(0, |bucket| bucket + 1);
         let sum = |counts: &[u32]| counts.iter().map(|n| u64::from(*n)).sum();
-        let slot = |slot: &Vec<u32>| (sum(slot), sum(slot.get(cut..).unwrap_or_default()));
+        let slot = |Counts(slot): &Counts| (sum(slot), sum(slot.get(cut..).unwrap_or_default()));
         self.slots.iter().map(slot).collect()
     }
-}
-
-fn add_up(mine: &mut Vec<u32>, theirs: &[u32]) {
-    if mine.len() < theirs.len() {
-        mine.resize(theirs.len(), 0);
-    }
-    mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine = mine.saturating_add(*theirs));
 }
 
 /// The stalls of a run, in order; neighbouring ones are one. Of a single route there is nothing to say.
@@ -127,15 +97,11 @@ pub(crate) fn stalls<'r>(
     measured: Duration,
 ) -> Vec<Stall> {
     let mut routes: Vec<TimesBySlot> = routes.into_iter().cloned().collect();
-    let width = routes.iter().map(|route| route.width).max().unwrap_or_default();
+    let width = routes.iter().map(|route| route.slots.width()).max().unwrap_or_default();
     if width.is_zero() {
         return Vec::new();
     }
-    for route in &mut routes {
-        while !route.width.is_zero() && route.width < width {
-            route.coarsen();
-        }
-    }
+    routes.iter_mut().for_each(|route| route.slots.widen(width));
     let slow: Vec<Vec<(u64, u64)>> = routes.iter().map(TimesBySlot::slow).collect();
     let slots = slow.iter().map(Vec::len).max().unwrap_or(0);
     let level = FALSE_ALARM / slots.max(1) as f64;
@@ -287,28 +253,12 @@ mod tests {
         for n in 0..10_000 {
             times.add(WIDTH * n, ms(f64::from(n)), WIDTH);
         }
-        assert!(times.slots.len() <= MAX_SLOTS, "{}", times.slots.len());
-        assert!(times.slots.iter().all(|slot| slot.len() < 300));
+        assert!(times.slots.iter().len() <= MAX_SLOTS, "{:?}", times.slots.width());
+        assert!(times.slots.iter().all(|slot| slot.0.len() < 300));
         let (requests, slow) =
             times.slow().iter().fold((0, 0), |sum, (n, k)| (sum.0 + n, sum.1 + k));
         assert_eq!(requests, 10_000);
         assert!(slow <= 100, "{slow}");
-    }
-
-    #[test]
-    fn merging_is_adding_whatever_the_widths() {
-        let [mut whole, mut short, mut long] = [(); 3].map(|()| TimesBySlot::default());
-        for n in 0..2_000 {
-            let (at, time) = (WIDTH * n, ms(f64::from(n % 300)));
-            whole.add(at, time, WIDTH);
-            // The first one ends before its slots become longer.
-            if n < 100 { &mut short } else { &mut long }.add(at, time, WIDTH);
-        }
-        assert_ne!(short.width, long.width);
-        for (mut first, second) in [(short.clone(), &long), (long.clone(), &short)] {
-            first.merge(second);
-            assert_eq!((first.width, first.slow()), (whole.width, whole.slow()));
-        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct Window {
 }
 
 impl Window {
-    fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.ok.count() + self.failed
     }
 }

@@ -6,7 +6,7 @@ use parallax_middleware::{LatencyHistogram, Snapshot, samples_needed};
 
 use crate::{
     attribution::Part,
-    collector::{Row, Slot, Slots},
+    collector::{Row, Slot, Timeline},
     conservation::{Balance, Recorded},
     load::DRAIN_GRACE,
     plan::{Plan, Workload},
@@ -129,8 +129,8 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     }
 }
 
-fn timeline(slots: &Slots, lasted: Duration) -> Vec<TimelineRow> {
-    slots.until(lasted).map(|slot| timeline_row(&slot, slots.width(), lasted)).collect()
+fn timeline(slots: &Timeline, lasted: Duration) -> Vec<TimelineRow> {
+    slots.until(lasted).map(|(at, slot)| timeline_row(at, slot, slots.width(), lasted)).collect()
 }
 
 /// Response times over the run, unless they are to change because the load does.
@@ -435,11 +435,11 @@ fn latency(histogram: &LatencyHistogram) -> Latency {
     }
 }
 
-fn timeline_row(slot: &Slot<'_>, width: Duration, measured: Duration) -> TimelineRow {
+fn timeline_row(at: Duration, slot: &Slot, width: Duration, measured: Duration) -> TimelineRow {
     let summary = slot.window.ok.summary();
     TimelineRow {
-        at_s: slot.at.as_secs_f64(),
-        width_s: width.min(measured - slot.at).as_secs_f64(),
+        at_s: at.as_secs_f64(),
+        width_s: width.min(measured - at).as_secs_f64(),
         ok: slot.window.ok.count(),
         completed: slot.completed,
         failed: slot.window.failed,
@@ -503,8 +503,8 @@ fn judge_threshold(
 ) -> ThresholdResult {
     let tally = &findings.tally;
     let watched = tally.watched(threshold);
-    let slots: Vec<Slot<'_>> = watched.until(findings.measured).collect();
-    let finished: u64 = slots.iter().map(|slot| slot.window.ok.count() + slot.window.failed).sum();
+    let slots: Vec<(Duration, &Slot)> = watched.until(findings.measured).collect();
+    let finished: u64 = slots.iter().map(|(_, slot)| slot.window.requests()).sum();
     let estimate = match &threshold.metric {
         Metric::Dropped => count(conservation.dropped, threshold),
         Metric::Unexplained => count(conservation.unexplained, threshold),
@@ -518,19 +518,19 @@ fn judge_threshold(
         Metric::Errors => {
             let counts: Vec<(u64, u64)> = slots
                 .iter()
-                .map(|slot| (slot.window.ok.count() + slot.window.failed, slot.window.failed))
+                .map(|(_, slot)| (slot.window.requests(), slot.window.failed))
                 .collect();
             statistics::judge_failures(&counts, threshold.limit, threshold.op)
         }
         Metric::Rate => {
             let width = watched.width();
             // A slot that the run ended in is no sample of a rate.
-            let whole = slots.iter().filter(|slot| slot.at + width <= findings.measured);
-            let completed: Vec<u64> = whole.map(|slot| slot.completed).collect();
+            let whole = slots.iter().filter(|(at, _)| *at + width <= findings.measured);
+            let completed: Vec<u64> = whole.map(|(_, slot)| slot.completed).collect();
             statistics::judge_rate(&completed, width, threshold.limit, threshold.op)
         }
         _ => {
-            let windows: Vec<Window> = slots.iter().map(|slot| slot.window.clone()).collect();
+            let windows: Vec<Window> = slots.iter().map(|(_, slot)| slot.window.clone()).collect();
             let stat = threshold.stat.unwrap_or(Stat::Mean);
             statistics::judge_duration(&windows, stat, threshold.limit, threshold.op)
         }
