@@ -6,8 +6,8 @@ use parallax_middleware::samples_needed;
 use super::{
     Cost, all_routes, backends, by_transport,
     clean::clean_lines,
-    cost_in_words, dominance, dominated_tail, load_in_words, mix_in_words, number, one_sided,
-    one_view, parts, plan_in_words,
+    cost_in_words, dominance, dominated_tail, judged, load_in_words, mix_in_words, number,
+    one_sided, one_view, parts, plan_in_words,
     plot::{self, Course, Limit, Panel, Series},
     requirements as all_requirements, route_views, transports_in_words, unsupported, warmup_begins,
     why, words,
@@ -40,7 +40,7 @@ pub fn html(report: &Report) -> String {
                     (headline(report))
                     @if !report.thresholds.is_empty() {
                         h2 { "Requirements" }
-                        (requirements(&report.thresholds))
+                        (requirements(report, &report.thresholds))
                     }
                     @if let Some(model) = &report.memory { (memory(model)) }
                     @for group in by_transport(report) { (cost_table(&group)) }
@@ -91,7 +91,7 @@ fn headline(report: &Report) -> Markup {
     }
 }
 
-fn requirements(results: &[ThresholdResult]) -> Markup {
+fn requirements(report: &Report, results: &[ThresholdResult]) -> Markup {
     html! {
         div.scroll tabindex="0" role="region" aria-label="Requirements" {
             table {
@@ -103,12 +103,13 @@ fn requirements(results: &[ThresholdResult]) -> Markup {
                 }
                 tbody {
                     @for result in results {
-                        tr class=(result.verdict) {
-                            td { (badge(result.verdict)) }
+                        @let (verdict, note) = judged(report, result);
+                        tr class=(verdict) {
+                            td { (badge(verdict)) }
                             th.text scope="row" {
                                 b { (result.expression) }
                                 @if !result.run.is_empty() { span.soft { " in " (result.run) } }
-                                @if !result.note.is_empty() { div.note { (result.note) } }
+                                @if !note.is_empty() { div.note { (note) } }
                             }
                             td { (number::maybe(result.observed, result.unit)) }
                             td { (number::interval(result)) }
@@ -169,7 +170,7 @@ fn run_section(report: &Report, run: &Run) -> Markup {
         h2 class=(run.verdict) { "Run " (run.name) " " (badge(run.verdict)) }
         p { (load_in_words(&run.plan)) "." }
         @if run.interrupted { p { "Interrupted after " (number::seconds(run.measured_s)) "." } }
-        @if !run.thresholds.is_empty() { (requirements(&run.thresholds)) }
+        @if !run.thresholds.is_empty() { (requirements(report, &run.thresholds)) }
         h3 { @if one_sided(run) { "The client's view, by route" } @else { "Both views, by route" } }
         (views(run))
         @if !run.attribution.is_empty() {
@@ -829,6 +830,20 @@ mod tests {
         assert!(position("The figures cannot be believed") < position("Requirements"));
         assert!(position("91.2 % of requests were rejected") < position("Requirements"));
         assert!(position("Requirements") < position("Run closed"));
+    }
+
+    #[test]
+    fn what_was_found_of_an_invalid_run_is_neither_held_nor_missed() {
+        let report = fixture::invalid();
+        let of_the_run = report.thresholds.iter().filter(|result| result.run == "open").count();
+        let page = html(&report);
+        assert!(of_the_run > 1);
+        assert_eq!(
+            page.matches("<div class=\"note\">the run's figures cannot be believed</div>").count(),
+            of_the_run
+        );
+        assert_eq!(page.matches("<tr class=\"invalid\">").count(), of_the_run);
+        assert!(!page.contains("<tr class=\"fail\">"));
     }
 
     #[test]

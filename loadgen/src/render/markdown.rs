@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use super::{
-    Cost, all_routes, backends, by_transport, clean::clean_lines, dominance, invalid_run,
-    mix_in_words, number, one_sided, one_view, parts, plan_in_words, requirements, route_views,
+    Cost, all_routes, backends, by_transport, clean::clean_lines, dominance, judged, mix_in_words,
+    number, one_sided, one_view, parts, plan_in_words, requirements, route_views,
     transports_in_words, why, words,
 };
-use crate::report::{Attribution, ClientOutcomes, Latency, Report, Run, ThresholdResult, Verdict};
+use crate::report::{Attribution, ClientOutcomes, Latency, Report, Run, Verdict};
 
 /// A comment of GitHub's takes 65,536 characters.
 const LIMIT: usize = 65_000;
@@ -63,28 +63,25 @@ impl Page {
     }
 
     fn requirements(&mut self, report: &Report) {
-        let judged = |result| match invalid_run(report, result) {
-            Some(_) => (result, Verdict::Invalid),
-            None => (result, result.verdict),
-        };
-        let mut all: Vec<_> = requirements(report).map(judged).collect();
+        let mut all: Vec<_> =
+            requirements(report).map(|result| (result, judged(report, result))).collect();
         if all.is_empty() {
             return;
         }
         // What does not hold must not be among those that are left out.
-        all.sort_by_key(|(_, verdict)| *verdict == Verdict::Pass);
+        all.sort_by_key(|(_, (verdict, _))| *verdict == Verdict::Pass);
         let several = report.runs.len() > 1;
         let on = if several { " run |" } else { "" };
         self.line(&format!("| | requirement |{on} observed | interval | limit | margin |"));
         self.line(&format!("|---|---|{}--:|--:|--:|--:|", if several { "---|" } else { "" }));
-        for (result, verdict) in all.iter().take(self.rows) {
+        for (result, (verdict, why)) in all.iter().take(self.rows) {
             let on =
                 if several { format!(" {} |", escaped(&result.run, NAME)) } else { String::new() };
             self.line(&format!(
                 "| {} | {}{} |{on} {} | {} | {} | {} |",
                 mark(*verdict),
                 code(&result.expression),
-                note(result, *verdict),
+                note(*verdict, why),
                 number::maybe(result.observed, result.unit),
                 number::interval(result),
                 number::value(result.limit, result.unit),
@@ -289,14 +286,6 @@ impl Page {
 
 fn conservation(run: &Run) -> Vec<String> {
     let (n, counts) = (number::count, &run.conservation);
-    let mut ends: Vec<_> = counts
-        .outcomes
-        .named()
-        .into_iter()
-        .filter(|(name, count)| *count > 0 || *name == "ok")
-        .map(|(name, count)| format!("{} {}", name.replace('_', " "), n(count)))
-        .collect();
-    ends.push(format!("in flight {}", n(counts.in_flight)));
     let layer = counts.server.as_ref().map_or_else(
         || one_view(&run.pairs),
         |server| {
@@ -316,7 +305,7 @@ fn conservation(run: &Run) -> Vec<String> {
             n(counts.sent),
             n(counts.unsent)
         ),
-        format!("sent {} = {}", n(counts.sent), ends.join(" + ")),
+        words::sent(counts),
         format!("{layer}; unexplained {}", n(counts.unexplained)),
     ];
     facts.extend(
@@ -345,14 +334,11 @@ fn mark(verdict: Verdict) -> &'static str {
 }
 
 /// Why a requirement is not simply held or missed.
-fn note(result: &ThresholdResult, verdict: Verdict) -> String {
-    if verdict == Verdict::Invalid && result.verdict != verdict {
-        return "<br>the run is invalid".to_owned();
-    }
-    if verdict == Verdict::Pass || result.note.is_empty() {
+fn note(verdict: Verdict, why: &str) -> String {
+    if verdict == Verdict::Pass || why.is_empty() {
         return String::new();
     }
-    format!("<br>{verdict}: {}", escaped(&result.note, SENTENCE))
+    format!("<br>{verdict}: {}", escaped(why, SENTENCE))
 }
 
 /// A name as code, which nobody is notified by.
@@ -438,8 +424,9 @@ mod tests {
         assert!(page.starts_with("## \u{26d4} Invalid: "), "{page}");
         // What a run has that cannot be believed is neither held nor missed.
         for expression in ["p95 &lt; 200ms", "rate &gt;= 1000/s"] {
-            let row =
-                format!("| \u{26d4} | <code>{expression}</code><br>the run is invalid | open |");
+            let row = format!(
+                "| \u{26d4} | <code>{expression}</code><br>invalid: the run's figures cannot be believed | open |"
+            );
             assert!(page.contains(&row), "{row} is missing in:\n{page}");
         }
         assert!(page.contains("- **invalid (masquerade)**: 91.2 %"), "{page}");

@@ -48,6 +48,16 @@ fn invalid_run<'a>(report: &'a Report, result: &ThresholdResult) -> Option<&'a R
     report.runs.iter().find(|run| run.validity.verdict == Verdict::Invalid && of(run))
 }
 
+/// What a requirement came to, and why where its figures do not say it.
+fn judged<'a>(report: &Report, result: &'a ThresholdResult) -> (Verdict, &'a str) {
+    match invalid_run(report, result) {
+        Some(_) if result.verdict != Verdict::Invalid => {
+            (Verdict::Invalid, "the run's figures cannot be believed")
+        }
+        Some(_) | None => (result.verdict, &result.note),
+    }
+}
+
 /// Both sides' times of a route, in the order in which they are shown.
 fn route_views(route: &ClientRoute) -> [(&'static str, &Latency); 4] {
     [

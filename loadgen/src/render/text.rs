@@ -39,12 +39,12 @@ pub fn text(report: &Report, style: Style) -> String {
     let mut page = Page::new(style);
     page.headline(report);
     page.environment(&report.environment);
-    page.requirements("Requirements", &report.thresholds);
+    page.requirements("Requirements", report, &report.thresholds);
     for group in by_transport(report) {
         page.costs(&group);
     }
     for run in &report.runs {
-        page.run(run);
+        page.run(report, run);
     }
     if let Some(memory) = &report.memory {
         page.memory(memory);
@@ -63,7 +63,7 @@ pub fn summary(report: &Report, style: Style) -> String {
         .filter(|result| result.verdict != Verdict::Pass)
         .cloned()
         .collect();
-    page.requirements("Requirements that do not hold", &missed);
+    page.requirements("Requirements that do not hold", report, &missed);
     for run in &report.runs {
         page.run_in_short(run);
     }
@@ -140,7 +140,7 @@ impl Page {
         }
     }
 
-    fn requirements(&mut self, title: &str, results: &[ThresholdResult]) {
+    fn requirements(&mut self, title: &str, report: &Report, results: &[ThresholdResult]) {
         if results.is_empty() {
             return;
         }
@@ -168,11 +168,12 @@ impl Page {
             if own_line {
                 self.painted(PLAIN, &format!("  {}", fitted(&label, self.width - 2)));
             }
-            let verdict = self.paint(verdict_style(result.verdict), &result.verdict.to_string());
+            let (verdict, note) = super::judged(report, result);
+            let judged = self.paint(verdict_style(verdict), &verdict.to_string());
             let row = self.row(if own_line { "" } else { &label }, &figures);
-            self.line(&format!("{row} {verdict}"));
-            if result.verdict != Verdict::Pass && !result.note.is_empty() {
-                self.wrapped(4, DIM, &result.note);
+            self.line(&format!("{row} {judged}"));
+            if verdict != Verdict::Pass && !note.is_empty() {
+                self.wrapped(4, DIM, note);
             }
         }
     }
@@ -196,7 +197,7 @@ impl Page {
         self.wrapped(2, DIM, &transports_in_words(costs));
     }
 
-    fn run(&mut self, run: &Run) {
+    fn run(&mut self, report: &Report, run: &Run) {
         self.section(&format!("Run {}", run.name), Some(run.verdict));
         self.wrapped(2, PLAIN, &plan_in_words(&run.plan));
         self.wrapped(2, PLAIN, &mix_in_words(&run.plan));
@@ -228,7 +229,7 @@ impl Page {
         self.over_time(run);
         self.conservation(run);
         self.process(run);
-        self.requirements(&format!("Requirements of {}", run.name), &run.thresholds);
+        self.requirements(&format!("Requirements of {}", run.name), report, &run.thresholds);
     }
 
     fn run_in_short(&mut self, run: &Run) {
@@ -435,15 +436,7 @@ impl Page {
             n(counts.unsent)
         );
         self.wrapped(4, PLAIN, &schedule);
-        let mut ends: Vec<_> = counts
-            .outcomes
-            .named()
-            .into_iter()
-            .filter(|(name, count)| *count > 0 || *name == "ok")
-            .map(|(name, count)| format!("{} {}", name.replace('_', " "), n(count)))
-            .collect();
-        ends.push(format!("in flight {}", n(counts.in_flight)));
-        self.wrapped(4, PLAIN, &format!("sent {} = {}", n(counts.sent), ends.join(" + ")));
+        self.wrapped(4, PLAIN, &words::sent(counts));
         for error in &run.errors {
             self.wrapped(6, PLAIN, &format!("{} \u{d7} {}", n(error.count), error.message));
         }
@@ -510,11 +503,12 @@ impl Page {
     fn closing(&mut self, report: &Report) {
         self.out.push('\n');
         let verdict = report.verdict.to_string().to_uppercase();
-        let results: Vec<_> = super::requirements(report).collect();
+        let found: Vec<_> =
+            super::requirements(report).map(|result| super::judged(report, result).0).collect();
         let counts: Vec<_> =
             [Verdict::Pass, Verdict::Fail, Verdict::Inconclusive, Verdict::Invalid]
                 .into_iter()
-                .map(|verdict| (verdict, results.iter().filter(|r| r.verdict == verdict).count()))
+                .map(|verdict| (verdict, found.iter().filter(|found| **found == verdict).count()))
                 .filter(|(_, count)| *count > 0)
                 .map(|(verdict, count)| format!("{count} {verdict}"))
                 .collect();
@@ -896,6 +890,26 @@ mod tests {
         assert!(page.contains("no samples"));
         assert!(page.contains("1,234 × the exchange broke off"), "{page}");
         assert!(page.contains("connections opened 5,678"), "{page}");
+    }
+
+    #[test]
+    fn what_was_found_of_an_invalid_run_is_neither_held_nor_missed() {
+        let report = fixture::invalid();
+        let page = plain(&report);
+        let of_the_run = report.thresholds.iter().filter(|result| result.run == "open").count();
+        let rows = page.lines().filter(|line| line.ends_with(" invalid"));
+        assert!(of_the_run > 1 && rows.count() >= of_the_run, "{page}");
+        assert_eq!(
+            page.matches("the run's figures cannot be believed\n").count(),
+            of_the_run,
+            "{page}"
+        );
+        let closing = page.lines().last().expect("a last line");
+        assert!(
+            closing.contains(&format!(", {of_the_run} invalid; 1 of 2 runs invalid")),
+            "{page}"
+        );
+        assert!(!closing.contains("fail"), "{closing}");
     }
 
     #[test]

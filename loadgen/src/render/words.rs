@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::number;
 use crate::report::{
-    Check, LittlesLaw, MemoryModel, Model, PlanSummary, PoolRow, ResourceRow, Run, Settling, Stall,
-    ThresholdResult,
+    Check, Conservation, LittlesLaw, MemoryModel, Model, PlanSummary, PoolRow, ResourceRow, Run,
+    Settling, Stall, ThresholdResult,
 };
 
 /// Texts of errors that stand for all of them.
@@ -24,6 +24,16 @@ pub(super) fn failures(run: &Run) -> Vec<String> {
         errors.map(|error| format!("{} \u{d7} {}", number::count(error.count), error.message));
     let failed = run.checks.iter().filter(|check| check.failed > 0).map(check);
     ends.into_iter().chain(errors).chain(failed).collect()
+}
+
+/// What became of the requests that were sent.
+pub(super) fn sent(counts: &Conservation) -> String {
+    let ends: Vec<_> = (counts.outcomes.named().into_iter())
+        .filter(|(name, count)| *count > 0 || *name == "ok")
+        .chain([("in flight", counts.in_flight)])
+        .map(|(name, count)| format!("{} {}", name.replace('_', " "), number::count(count)))
+        .collect();
+    format!("sent {} = {}", number::count(counts.sent), ends.join(" + "))
 }
 
 /// How often a check held, and what was wrong the first time.
