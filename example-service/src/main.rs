@@ -43,7 +43,7 @@ enum Command {
     /// Load this service in process and judge its requirements
     ///
     /// By default 1,000 users who pause 100ms between requests, then 2,000 requests/s on
-    /// schedule: for 60s each over 100,000 entities, with --quick for 5s over 10,000.
+    /// schedule: for 60s each over 100,000 entities, with --quick for 10s over 10,000.
     ///
     /// Examples:
     ///   example-service validate --quick

@@ -156,7 +156,7 @@ async fn load(
 
     let quick = session.args().quick;
     let duration =
-        session.args().duration.unwrap_or(Duration::from_secs(if quick { 5 } else { 60 }));
+        session.args().duration.unwrap_or(Duration::from_secs(if quick { 10 } else { 60 }));
     let warmup = session.args().warmup.unwrap_or(Duration::from_secs(if quick { 2 } else { 10 }));
     let think_time = session.args().think_time.unwrap_or(Pause::Constant(THINK_TIME));
     let users = session.args().users.unwrap_or(1_000);
