@@ -14,19 +14,17 @@ use crate::{
     conservation::Finished,
     littles_law::Occupancy,
     outcome::ClientOutcome,
-    plan::Plan,
+    plan::{Plan, Workload},
     report::ClientOutcomes,
     scenario::StepNames,
     server_names::ServerNames,
     sink::{HANDLER, Sample},
-    slots::{AddUp, Slots},
+    slots::{AddUp, MAX_SLOTS, Slots},
     stall::{MAX_ROUTES, TimesBySlot},
     statistics::{Window, window_width},
     threshold::{Metric, Threshold},
 };
 
-/// Slots that a run is cut into at the most; those of a longer one are longer.
-pub(crate) const MAX_SLOTS: usize = 256;
 /// Where the length of a run is not known, slots begin with this width and double it when they become too many.
 const SHORTEST_SLOT: Duration = Duration::from_millis(100);
 
@@ -40,8 +38,8 @@ pub(crate) struct Tally {
     pub(crate) lag: LatencyHistogram,
     pub(crate) failed: LatencyHistogram,
     pub(crate) limited: LatencyHistogram,
-    /// Lag of the requests that were handed to the service's runtime: it is the generator's alone.
-    pub(crate) own_lag: LatencyHistogram,
+    /// Lag of an open workload over the run.
+    lags: Option<Lags>,
     /// 429 and 503, by service time without the wait for a worker: what a limiter or a load shedder answers.
     pub(crate) rejected: LatencyHistogram,
     /// Successes likewise, of those that were handed to the service's runtime.
@@ -103,6 +101,14 @@ struct Watch {
     slots: Timeline,
 }
 
+/// When requests were dispatched after their intended start.
+#[derive(Debug)]
+struct Lags {
+    /// Those that were handed to the service's runtime: their lag is the generator's alone.
+    handed: Timeline,
+    others: Timeline,
+}
+
 /// The measured interval in slots, by intended start.
 #[derive(Clone, Debug)]
 pub(crate) struct Timeline {
@@ -146,7 +152,8 @@ impl Tally {
             lag: LatencyHistogram::new(),
             failed: LatencyHistogram::new(),
             limited: LatencyHistogram::new(),
-            own_lag: LatencyHistogram::new(),
+            lags: matches!(plan.workload, Workload::Open(_))
+                .then(|| Lags { handed: timeline.clone(), others: timeline.clone() }),
             rejected: LatencyHistogram::new(),
             accepted: LatencyHistogram::new(),
             first_byte: LatencyHistogram::new(),
@@ -210,7 +217,10 @@ impl Tally {
         // Between its wait for the runtime and its dispatch it is the scenario's, which makes it.
         if let Some(handed) = sample.handed {
             self.occupancy.add_wait(handed.at, handed.at + handed.waited);
-            self.own_lag.record(sample.lag);
+        }
+        if let Some(lags) = &mut self.lags {
+            let lags = if sample.handed.is_some() { &mut lags.handed } else { &mut lags.others };
+            lags.add(sample.intended, Some(sample.lag));
         }
         self.occupancy.add(dispatched + sample.waited, dispatched + sample.service_time);
         // However long all of them waited for a worker, a rejection is faster than a success.
@@ -336,7 +346,20 @@ impl Tally {
             }
         }
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
-        timelines.chain([&mut self.timeline]).for_each(|slots| slots.close(end));
+        let lags = self.lags.iter_mut().flat_map(|lags| [&mut lags.handed, &mut lags.others]);
+        timelines.chain(lags).chain([&mut self.timeline]).for_each(|slots| slots.close(end));
+    }
+
+    /// The lag of an open workload until `end`, slot by slot, as far as it is the generator's own: what a flow sends
+    /// after its first request waits for a worker of the service's runtime as lag.
+    pub(crate) fn own_lag(&self, end: Duration) -> Option<Vec<Window>> {
+        let lags = self.lags.as_ref()?;
+        let windows = |slots: &Timeline| -> Vec<Window> {
+            slots.until(end).map(|(_, slot)| slot.window.clone()).collect()
+        };
+        let handed = windows(&lags.handed);
+        let any = handed.iter().any(|window| window.requests() > 0);
+        Some(if any { handed } else { windows(&lags.others) })
     }
 
     pub(crate) fn last_end(&self) -> Duration {

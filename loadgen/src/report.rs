@@ -251,7 +251,7 @@ pub enum Model {
 /// May the figures be believed?
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Validity {
-    /// [`Verdict::Pass`] or [`Verdict::Invalid`].
+    /// [`Verdict::Pass`] or [`Verdict::Invalid`]; [`Verdict::Inconclusive`] if that cannot be told.
     pub verdict: Verdict,
     /// Why not, each with its evidence; empty if the run is valid.
     pub reasons: Vec<Reason>,

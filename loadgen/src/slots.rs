@@ -2,6 +2,9 @@
 
 use std::{slice, time::Duration};
 
+/// Slots that a run's timelines are cut into at the most; those of a longer one are longer.
+pub(crate) const MAX_SLOTS: usize = 256;
+
 /// What is kept of a stretch of time.
 pub(crate) trait AddUp: Clone + Default {
     /// Adds what is kept of another stretch.

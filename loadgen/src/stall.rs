@@ -5,9 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 use crate::{
-    collector::MAX_SLOTS,
     report::Stall,
-    slots::{AddUp, Slots},
+    slots::{AddUp, MAX_SLOTS, Slots},
 };
 
 /// Routes whose slots are kept; a run of more says nothing about the others.

@@ -24,7 +24,7 @@ use crate::{
     sink::HANDLER,
     stall::stalls,
     statistics::{self, Estimate, Window},
-    threshold::{Metric, Stat, Threshold},
+    threshold::{Metric, Op, Stat, Threshold},
 };
 
 /// Quantiles of a curve: up the percentiles, then four steps in each further nine.
@@ -74,21 +74,21 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
             .filter(|_| measured >= ENOUGH_TO_BLAME && !plan.virtual_time),
         with_service: findings.in_process,
     };
-    validity.reasons.extend(broken_law(littles_law.as_ref()));
-    validity.reasons.extend(saturation::saturated(machine, &missed));
+    let late =
+        p99(&total.response_time).and_then(|p99| late(&findings.tally.own_lag(measured)?, p99));
+    if let Some((verdict, reason)) = late {
+        validity.add(verdict, [reason]);
+    }
+    validity.add(Verdict::Invalid, broken_law(littles_law.as_ref()));
+    validity.add(Verdict::Invalid, saturation::saturated(machine, &missed));
     let fall = series.as_ref().and_then(Series::fall);
-    validity.reasons.extend(saturation::not_settled(fall, &missed));
-    for result in &thresholds {
-        if result.verdict == Verdict::Invalid {
-            validity.reasons.push(Reason {
-                rule: "no_samples".to_owned(),
-                message: format!("{}: {}", result.expression, result.note),
-            });
-        }
-    }
-    if !validity.reasons.is_empty() {
-        validity.verdict = Verdict::Invalid;
-    }
+    validity.add(Verdict::Invalid, saturation::not_settled(fall, &missed));
+    let invalid = thresholds.iter().filter(|result| result.verdict == Verdict::Invalid);
+    let no_samples = |result: &ThresholdResult| Reason {
+        rule: "no_samples".to_owned(),
+        message: format!("{}: {}", result.expression, result.note),
+    };
+    validity.add(Verdict::Invalid, invalid.map(no_samples));
     let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
     let client = client_view(&findings, &rows, &total, balance.as_ref(), plan.seed);
     Run {
@@ -320,22 +320,6 @@ fn validate(
                 ),
             );
         }
-        // What a flow sends after its first request waits for a worker as lag: that may be the service's.
-        let lag = if tally.own_lag.count() == 0 { &tally.lag } else { &tally.own_lag };
-        if let (Some(lag), Some(p99)) = (p99(lag), p99(&total.response_time)) {
-            let allowed = LAG_FLOOR.max(p99.mul_f64(LAG_SHARE));
-            if lag > allowed {
-                broken(
-                    "lag",
-                    format!(
-                        "the generator itself was late: lag p99 {}, more than {} (1 ms, or 5 % of the \
-                         response time's p99). Lower the rate, or free the machine",
-                        number::duration(micros(lag)),
-                        number::duration(micros(allowed))
-                    ),
-                );
-            }
-        }
     }
     if tally.seen_by_server > 0
         && tally.negative_pairs as f64 > NEGATIVE_SHARE * tally.seen_by_server as f64
@@ -351,6 +335,49 @@ fn validate(
     }
     let verdict = if reasons.is_empty() { Verdict::Pass } else { Verdict::Invalid };
     Validity { verdict, reasons }
+}
+
+impl Validity {
+    fn add(&mut self, verdict: Verdict, reasons: impl IntoIterator<Item = Reason>) {
+        for reason in reasons {
+            self.verdict = self.verdict.max(verdict);
+            self.reasons.push(reason);
+        }
+    }
+}
+
+/// Was the generator itself late, by its lag in slots of the run? Invalid if more than a hundredth of the requests are
+/// shown to be later than they may be, and inconclusive if that can be chance: a pause of the whole machine makes as
+/// many of a short run late.
+fn late(lag: &[Window], response_p99: Duration) -> Option<(Verdict, Reason)> {
+    let allowed = LAG_FLOOR.max(response_p99.mul_f64(LAG_SHARE));
+    let mut all = LatencyHistogram::new();
+    lag.iter().for_each(|window| all.merge(&window.ok));
+    let p99 = p99(&all).filter(|p99| *p99 > allowed)?;
+    let counts: Vec<(u64, u64)> =
+        lag.iter().map(|window| (window.ok.count(), window.ok.count_above(allowed))).collect();
+    let late = statistics::judge_failures(&counts, 0.01, Op::AtMost);
+    let evidence = format!(
+        "lag p99 {}, more than {} (1 ms, or 5 % of the response time's p99)",
+        number::duration(micros(p99)),
+        number::duration(micros(allowed))
+    );
+    let (verdict, message) = if late.low > Some(0.01) {
+        let remedy = "Lower the rate, or free the machine";
+        (Verdict::Invalid, format!("the generator itself was late: {evidence}. {remedy}"))
+    } else {
+        let [share, low, high] =
+            [late.observed, late.low, late.high].map(|share| share.unwrap_or(0.0) * 100.0);
+        let chance = format!(
+            "but that can be chance: {share:.1} % of the requests were later than that, {low:.1} to {high:.1} % with \
+             95 % confidence a side. Run longer, or free the machine"
+        );
+        (
+            Verdict::Inconclusive,
+            format!("the generator itself may have been late: {evidence}, {chance}"),
+        )
+    };
+    Some((verdict, Reason { rule: "lag".to_owned(), message }))
 }
 
 /// The first few of the names, and how many more there are.
@@ -662,6 +689,65 @@ fn cpus() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A run of so many slots of 100 requests each, which are sent in time but for the last ones of each slot.
+    fn lag(slots: usize, late: impl Fn(usize) -> u64) -> Vec<Window> {
+        let mut windows = vec![Window::default(); slots];
+        for (slot, window) in windows.iter_mut().enumerate() {
+            let late = late(slot);
+            for request in 0..100 {
+                let us = if request < 100 - late { 2 } else { 4_000 };
+                window.ok.record(Duration::from_micros(us));
+            }
+        }
+        windows
+    }
+
+    fn lateness(lag: &[Window], response_p99_ms: u64) -> Option<(Verdict, String)> {
+        let late = late(lag, Duration::from_millis(response_p99_ms));
+        late.map(|(verdict, reason)| (verdict, reason.message))
+    }
+
+    #[test]
+    fn a_generator_that_is_late_all_the_time_makes_a_run_invalid() {
+        let always = lag(40, |_| 3);
+        let (verdict, message) = lateness(&always, 10).expect("it was late");
+        assert_eq!(verdict, Verdict::Invalid);
+        assert_eq!(
+            message,
+            "the generator itself was late: lag p99 4.00 ms, more than 1.00 ms (1 ms, or 5 % of the response time's \
+             p99). Lower the rate, or free the machine"
+        );
+        assert_eq!(lateness(&always, 100), None, "4 ms are less than 5 % of 100 ms");
+        assert_eq!(lateness(&lag(40, |slot| u64::from(slot % 2 == 0)), 10), None, "one in 200");
+    }
+
+    #[test]
+    fn whether_one_pause_made_it_late_or_chance_is_open() {
+        let paused = lag(40, |slot| if slot == 17 { 80 } else { 0 });
+        let (verdict, message) = lateness(&paused, 10).expect("it was late");
+        assert_eq!(verdict, Verdict::Inconclusive);
+        assert!(message.starts_with(
+            "the generator itself may have been late: lag p99 4.00 ms, more than 1.00 ms"
+        ));
+        assert!(
+            message.contains(
+                "but that can be chance: 2.0 % of the requests were later than that, 0.1 to "
+            ),
+            "{message}"
+        );
+
+        // Half of a run is no chance, however they follow one another.
+        let (verdict, _) =
+            lateness(&lag(40, |slot| if slot < 20 { 100 } else { 0 }), 10).expect("late");
+        assert_eq!(verdict, Verdict::Invalid);
+        let (verdict, _) = lateness(&lag(10, |_| 50), 10).expect("late");
+        assert_eq!(verdict, Verdict::Invalid, "nor is half of each slot of a short one");
+        let (verdict, _) =
+            lateness(&lag(3, |slot| if slot == 0 { 50 } else { 0 }), 10).expect("late");
+        assert_eq!(verdict, Verdict::Inconclusive);
+        assert_eq!(lateness(&lag(2, |_| 50), 10), None, "200 requests have no p99");
+    }
 
     #[test]
     fn a_broken_law_is_told_with_both_measurements() {

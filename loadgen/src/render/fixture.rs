@@ -117,6 +117,20 @@ pub(crate) fn invalid() -> Report {
     report
 }
 
+/// The second run may have been late, or not.
+pub(crate) fn doubtful() -> Report {
+    let mut report = passed();
+    let run = &mut report.runs[1];
+    let rule = "lag".to_owned();
+    let message = "the generator itself may have been late: lag p99 1.01 ms".to_owned();
+    run.validity =
+        Validity { verdict: Verdict::Inconclusive, reasons: vec![Reason { rule, message }] };
+    run.verdict = Verdict::Inconclusive;
+    report.verdict = Verdict::Inconclusive;
+    report.grade = None;
+    report
+}
+
 /// One plan, run by calls and over a connection; the second run is invalid.
 pub(crate) fn transports() -> Report {
     let mut report = passed();

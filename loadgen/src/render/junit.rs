@@ -123,7 +123,7 @@ impl Suite<'_> {
 impl Case<'_> {
     fn kind(&self) -> Kind {
         match self {
-            Self::Validity(run) if run.interrupted || run.validity.verdict == Verdict::Invalid => {
+            Self::Validity(run) if run.interrupted || run.validity.verdict != Verdict::Pass => {
                 Kind::Error
             }
             Self::Interruption | Self::Requirement(_, Some(_)) => Kind::Error,
@@ -157,12 +157,11 @@ impl Case<'_> {
                     .interrupted
                     .then(|| format!("interrupted after {}", number::seconds(run.measured_s)));
                 let all: Vec<_> = interrupted.into_iter().chain(reasons).collect();
-                let kind = if run.validity.verdict == Verdict::Invalid {
-                    "invalid"
-                } else {
-                    "interrupted"
+                let kind = match run.validity.verdict {
+                    Verdict::Pass => "interrupted".to_owned(),
+                    verdict => verdict.to_string(),
                 };
-                (kind.to_owned(), all.first().cloned().unwrap_or_default(), all.join("\n"))
+                (kind, all.first().cloned().unwrap_or_default(), all.join("\n"))
             }
             Self::Requirement(result, invalid) => {
                 let found = found_against_limit(result);
@@ -296,6 +295,16 @@ mod tests {
         let message = |n: usize| errors[n].attribute("message").expect("a message");
         assert!(message(0).starts_with("masquerade: 91.2 %"), "{}", message(0));
         assert!(message(1).starts_with("the run is invalid; observed "), "{}", message(1));
+    }
+
+    #[test]
+    fn a_run_that_may_be_invalid_is_an_error_and_its_requirements_are_what_was_found() {
+        let text = junit(&fixture::doubtful());
+        let document = Document::parse(&text).expect("it is XML");
+        let [error] = &all(&document, "error")[..] else { panic!("one, in {text}") };
+        assert_eq!(error.attribute("type"), Some("inconclusive"));
+        let case = error.parent().expect("it is in a case");
+        assert_eq!(case.attribute("name"), Some("the run is valid"));
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Page {
         self.line(&format!("### {} Run {}\n", mark(run.verdict), escaped(&run.name, NAME)));
         for reason in run.validity.reasons.iter().take(self.rows) {
             let (rule, message) = (escaped(&reason.rule, NAME), escaped(&reason.message, SENTENCE));
-            self.line(&format!("- **invalid ({rule})**: {message}"));
+            self.line(&format!("- **{} ({rule})**: {message}", run.validity.verdict));
         }
         self.rest(run.validity.reasons.len(), "reason");
         for hint in run.hints.iter().take(self.rows) {
@@ -430,6 +430,9 @@ mod tests {
             assert!(page.contains(&row), "{row} is missing in:\n{page}");
         }
         assert!(page.contains("- **invalid (masquerade)**: 91.2 %"), "{page}");
+
+        let page = markdown(&fixture::doubtful());
+        assert!(page.contains("- **inconclusive (lag)**: the generator itself"), "{page}");
 
         let mut report = fixture::overloaded();
         report.thresholds[0].note = "half of the run".to_owned();

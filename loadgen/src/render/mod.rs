@@ -92,17 +92,23 @@ fn warmup_begins(run: &Run) -> f64 {
 fn why(report: &Report) -> String {
     let all: Vec<_> = requirements(report).collect();
     let with = |verdict| all.iter().filter(move |result| result.verdict == verdict);
+    // Why the figures cannot be believed, or whether they can is open.
+    let doubt = |finding: &str| {
+        let doubtful = report.runs.iter().filter(|run| run.validity.verdict == report.verdict);
+        let mut reasons = doubtful.flat_map(|run| {
+            run.validity.reasons.iter().map(move |reason| (&run.name, &reason.message))
+        });
+        let (run, message) = reasons.next()?;
+        let more = match reasons.count() {
+            0 => String::new(),
+            n => format!(" ({n} more below.)"),
+        };
+        Some(format!("{finding}: in {run}, {}{more}", stopped(message)))
+    };
     let sentence = match report.verdict {
         Verdict::Invalid => {
-            let mut reasons = report.runs.iter().flat_map(|run| {
-                run.validity.reasons.iter().map(move |reason| (&run.name, &reason.message))
-            });
-            if let Some((run, message)) = reasons.next() {
-                let more = match reasons.count() {
-                    0 => String::new(),
-                    n => format!(" ({n} more below.)"),
-                };
-                format!("The figures cannot be believed: in {run}, {}{more}", stopped(message))
+            if let Some(sentence) = doubt("The figures cannot be believed") {
+                sentence
             } else if let Some(result) = with(Verdict::Invalid).next() {
                 because(&format!("{} cannot be judged", result.expression), &result.note)
             } else {
@@ -119,8 +125,12 @@ fn why(report: &Report) -> String {
             let first = with(Verdict::Inconclusive).next().map_or_else(String::new, |result| {
                 format!(" {}", because(&result.expression, &result.note))
             });
-            let count = with(Verdict::Inconclusive).count();
-            format!("{count} of {} requirements could not be decided.{first}", all.len())
+            match with(Verdict::Inconclusive).count() {
+                0 => doubt("It is open whether the figures can be believed").unwrap_or_default(),
+                count => {
+                    format!("{count} of {} requirements could not be decided.{first}", all.len())
+                }
+            }
         }
         Verdict::Pass if all.is_empty() => {
             "The figures are valid; nothing was required of them.".to_owned()

@@ -247,11 +247,12 @@ impl Page {
         self.both_views(run);
     }
 
-    /// Why the run is invalid, and what explains its figures.
+    /// Why the run is not valid, or may not be, and what explains its figures.
     fn findings(&mut self, run: &Run) {
+        let verdict = run.validity.verdict;
         for reason in &run.validity.reasons {
-            let text = format!("invalid ({}): {}", reason.rule, reason.message);
-            self.wrapped(2, verdict_style(Verdict::Invalid), &text);
+            let text = format!("{verdict} ({}): {}", reason.rule, reason.message);
+            self.wrapped(2, verdict_style(verdict), &text);
         }
         for hint in &run.hints {
             self.wrapped(2, BOLD, &format!("hint ({}): {}", hint.rule, hint.message));
@@ -516,13 +517,15 @@ impl Page {
             [] => "nothing was required".to_owned(),
             counts => format!("requirements: {}", counts.join(", ")),
         };
-        let invalid =
-            report.runs.iter().filter(|run| run.validity.verdict != Verdict::Pass).count();
-        let runs = match (invalid, report.runs.len()) {
-            (_, 0) => "no run".to_owned(),
-            (0, 1) => "the run is valid".to_owned(),
-            (0, n) => format!("all {n} runs are valid"),
-            (invalid, n) => format!("{invalid} of {n} runs invalid"),
+        let count =
+            |verdict| report.runs.iter().filter(|run| run.validity.verdict == verdict).count();
+        let runs = match (count(Verdict::Invalid), count(Verdict::Pass), report.runs.len()) {
+            (_, _, 0) => "no run".to_owned(),
+            (_, 1, 1) => "the run is valid".to_owned(),
+            (_, valid, n) if valid == n => format!("all {n} runs are valid"),
+            (0, _, 1) => "whether the run is valid could not be decided".to_owned(),
+            (0, valid, n) => format!("{valid} of {n} runs valid for certain"),
+            (invalid, _, n) => format!("{invalid} of {n} runs invalid"),
         };
         let verdict = self.paint(verdict_style(report.verdict).bold(), &verdict);
         self.line(&format!("{verdict}  {tally}; {runs}"));
@@ -890,6 +893,21 @@ mod tests {
         assert!(page.contains("no samples"));
         assert!(page.contains("1,234 × the exchange broke off"), "{page}");
         assert!(page.contains("connections opened 5,678"), "{page}");
+    }
+
+    #[test]
+    fn a_run_that_may_be_invalid_says_so_and_keeps_what_was_found() {
+        let page = plain(&fixture::doubtful());
+        let doubt = "the generator itself may have been late: lag p99 1.01 ms";
+        let headline: Vec<&str> = page.lines().take(3).collect();
+        assert!(headline[0].starts_with("INCONCLUSIVE  "), "{page}");
+        assert_eq!(
+            headline[1..].join(" "),
+            format!("It is open whether the figures can be believed: in open, {doubt}.")
+        );
+        assert!(page.contains("  inconclusive (lag): the generator itself"), "{page}");
+        let closing = page.lines().last().expect("a last line");
+        assert_eq!(closing, "INCONCLUSIVE  requirements: 4 pass; 1 of 2 runs valid for certain");
     }
 
     #[test]
