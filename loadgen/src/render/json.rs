@@ -86,8 +86,9 @@ mod tests {
     #[test]
     fn reports_fit_their_schema() {
         let (_, validator) = report_schema();
-        assert_fits(&validator, &value(&fixture::passed()));
-        assert_fits(&validator, &value(&fixture::invalid()));
+        for report in [fixture::passed(), fixture::invalid(), fixture::doubtful()] {
+            assert_fits(&validator, &value(&report));
+        }
     }
 
     #[test]
@@ -116,6 +117,9 @@ mod tests {
             ("/runs/0/client/response_time/count", json!(0)),
             ("/runs/0/client/response_time/curve/0", json!([1.2, 5.0])),
             ("/runs/0/client/response_time/curve/0", json!([0.5, 5.0, 6.0])),
+            // Each verdict but a pass has its reasons.
+            ("/runs/0/validity/verdict", json!("inconclusive")),
+            ("/runs/0/validity/verdict", json!("fail")),
             ("/runs/0/validity/reasons", json!([{"rule": "lag", "message": "late"}])),
             ("/runs/0/plan/users", json!(null)),
             ("/runs/0/plan/timeout_s", json!(0)),
