@@ -11,7 +11,7 @@ use std::{
 
 use axum::{Router, http::StatusCode, routing::get};
 use parallax_loadgen::{
-    Arrivals, LoadTest, Topology, Verdict,
+    Arrivals, LoadTest, Scenario, Session, Topology, Verdict,
     report::{ClientOutcomes, Run, TimelineRow},
 };
 use parallax_middleware::Perf;
@@ -186,6 +186,56 @@ async fn rejections_that_masquerade_are_told_from_answers() {
     assert!((most / 500_000.0 - 1.0).abs() < 0.04, "{most}");
     let message = &run.validity.reasons[0].message;
     assert!(message.contains("60.0 %"), "{message}");
+}
+
+#[tokio::test]
+async fn rejections_are_compared_with_all_successes_of_a_flow_not_with_its_first() {
+    // One request in twenty is turned away, in as long as the others take.
+    let turn = Arc::new(AtomicU64::new(0));
+    let answer = move || {
+        let turn = turn.fetch_add(1, Relaxed);
+        async move {
+            sleep(millis(10)).await;
+            if turn.is_multiple_of(20) { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK }
+        }
+    };
+    let login = || sleep(millis(60));
+    let app = Router::new().route("/login", get(login)).route("/", get(answer));
+    let flow = async |mut session: Session| {
+        for path in ["/login", "/", "/", "/", "/", "/", "/", "/", "/", "/"] {
+            let request = http::Request::get(path).body(bytes::Bytes::new());
+            session.send(path, request.expect("a request")).await?;
+        }
+        Ok(())
+    };
+    let mix = Scenario::new().flow("a day", 1, flow);
+    let test = LoadTest::new(app.layer(Perf::new().layer())).scenario(mix).rate(20);
+    let test = test.warmup(Duration::ZERO).virtual_time();
+    let run = run(test.duration(Duration::from_secs(60))).await;
+    assert!(run.conservation.outcomes.limited > 400, "{:?}", run.conservation);
+    assert_eq!(rules(&run), [""; 0], "{:?}", run.validity);
+}
+
+#[tokio::test]
+async fn an_arrival_that_pauses_past_the_end_sends_nothing_and_is_nobodys_fault() {
+    let app = Router::new().route("/", get(|| async { "tea" })).layer(Perf::new().layer());
+    let flow = async |mut session: Session| {
+        session.pause(Duration::from_secs(3)).await;
+        let request = http::Request::new(bytes::Bytes::new());
+        session.send("after a pause", request).await?;
+        Ok(())
+    };
+    let mix = Scenario::new().flow("a visit", 1, flow);
+    let test = LoadTest::new(app).scenario(mix).rate(100).warmup(Duration::ZERO).virtual_time();
+    let test = test.threshold("p99 < 1s");
+    let run = run(test.duration(Duration::from_secs(10))).await;
+    let counts = &run.conservation;
+    assert_eq!((counts.scheduled, counts.sent, counts.unsent), (1_000, 700, 300), "{counts:?}");
+    assert_eq!(rules(&run), [""; 0], "{:?}", run.validity);
+    // Every request is in a slot, and judged.
+    assert_eq!(run.client.response_time.summary.count, 700);
+    assert_eq!(run.timeline.iter().map(|slot| slot.ok).sum::<u64>(), 700);
+    assert_eq!(run.thresholds[0].samples, 700);
 }
 
 #[tokio::test]

@@ -38,11 +38,11 @@ pub(crate) struct Tally {
     pub(crate) lag: LatencyHistogram,
     pub(crate) failed: LatencyHistogram,
     pub(crate) limited: LatencyHistogram,
-    /// Lag of an open workload over the run.
-    lags: Option<Lags>,
+    /// Of an open workload.
+    own_lag: Option<OwnLag>,
     /// 429 and 503, by service time without the wait for a worker: what a limiter or a load shedder answers.
     pub(crate) rejected: LatencyHistogram,
-    /// Successes likewise, of those that were handed to the service's runtime.
+    /// Successes likewise.
     pub(crate) accepted: LatencyHistogram,
     pub(crate) first_byte: LatencyHistogram,
     /// Requests that the layer has a record of.
@@ -101,12 +101,14 @@ struct Watch {
     slots: Timeline,
 }
 
-/// When requests were dispatched after their intended start.
+/// The lag of requests as far as it is the generator's own.
 #[derive(Debug)]
-struct Lags {
-    /// Those that were handed to the service's runtime: their lag is the generator's alone.
-    handed: Timeline,
-    others: Timeline,
+struct OwnLag {
+    /// The generator waits for nobody else's workers.
+    alone: bool,
+    slots: Timeline,
+    /// Some requests may have waited for workers of the service's runtime.
+    left_out: bool,
 }
 
 /// The measured interval in slots, by intended start.
@@ -152,8 +154,11 @@ impl Tally {
             lag: LatencyHistogram::new(),
             failed: LatencyHistogram::new(),
             limited: LatencyHistogram::new(),
-            lags: matches!(plan.workload, Workload::Open(_))
-                .then(|| Lags { handed: timeline.clone(), others: timeline.clone() }),
+            own_lag: matches!(plan.workload, Workload::Open(_)).then(|| OwnLag {
+                alone: !plan.on_its_runtime(),
+                slots: timeline.clone(),
+                left_out: false,
+            }),
             rejected: LatencyHistogram::new(),
             accepted: LatencyHistogram::new(),
             first_byte: LatencyHistogram::new(),
@@ -218,9 +223,13 @@ impl Tally {
         if let Some(handed) = sample.handed {
             self.occupancy.add_wait(handed.at, handed.at + handed.waited);
         }
-        if let Some(lags) = &mut self.lags {
-            let lags = if sample.handed.is_some() { &mut lags.handed } else { &mut lags.others };
-            lags.add(sample.intended, Some(sample.lag));
+        if let Some(own) = &mut self.own_lag {
+            // One that was due later has waited for a worker twice, the second time as lag.
+            if own.alone || sample.handed.is_some_and(|handed| sample.intended <= handed.at) {
+                own.slots.add(sample.intended, Some(sample.lag));
+            } else {
+                own.left_out = true;
+            }
         }
         self.occupancy.add(dispatched + sample.waited, dispatched + sample.service_time);
         // However long all of them waited for a worker, a rejection is faster than a success.
@@ -235,18 +244,18 @@ impl Tally {
         let outside = sample.server.as_ref().map(|server| {
             self.seen_by_server += 1;
             let outside = sample.service_time.saturating_sub(server.server_time);
-            // The layer's interval lies within the client's. In one process both are read from one clock; what is
-            // told over a connection is from the server's clock, and as true as the server is.
-            self.negative_pairs += u64::from(served < server.server_time);
+            // The layer's interval lies within the client's, if the client had the whole answer. In one process both are
+            // read from one clock; what is told over a connection is from the server's clock, and as true as the server
+            // is.
+            let negative = outcome.is_answer() && served < server.server_time;
+            self.negative_pairs += u64::from(negative);
             outside
         });
         if ok {
             self.recent.record(response_time);
             row.response_time.record(response_time);
             row.service_time.record(sample.service_time);
-            if sample.handed.is_some() {
-                self.accepted.record(served);
-            }
+            self.accepted.record(served);
             if let (Some(server), Some(outside)) = (&sample.server, outside)
                 && server.outcome == Outcome::Ok
             {
@@ -346,20 +355,17 @@ impl Tally {
             }
         }
         let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
-        let lags = self.lags.iter_mut().flat_map(|lags| [&mut lags.handed, &mut lags.others]);
-        timelines.chain(lags).chain([&mut self.timeline]).for_each(|slots| slots.close(end));
+        let own_lag = self.own_lag.iter_mut().map(|own| &mut own.slots);
+        timelines.chain(own_lag).chain([&mut self.timeline]).for_each(|slots| slots.close(end));
     }
 
     /// The lag of an open workload until `end`, slot by slot, as far as it is the generator's own: what a flow sends
-    /// after its first request waits for a worker of the service's runtime as lag.
-    pub(crate) fn own_lag(&self, end: Duration) -> Option<Vec<Window>> {
-        let lags = self.lags.as_ref()?;
-        let windows = |slots: &Timeline| -> Vec<Window> {
-            slots.until(end).map(|(_, slot)| slot.window.clone()).collect()
-        };
-        let handed = windows(&lags.handed);
-        let any = handed.iter().any(|window| window.requests() > 0);
-        Some(if any { handed } else { windows(&lags.others) })
+    /// after a pause or an answer waits for a worker of the service's runtime as lag. And which requests' it is, as the
+    /// end of a sentence.
+    pub(crate) fn own_lag(&self, end: Duration) -> Option<(Vec<Window>, &'static str)> {
+        let own = self.own_lag.as_ref()?;
+        let windows = own.slots.until(end).map(|(_, slot)| slot.window.clone()).collect();
+        Some((windows, if own.left_out { " of the requests that begin an arrival" } else { "" }))
     }
 
     pub(crate) fn last_end(&self) -> Duration {

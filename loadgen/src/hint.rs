@@ -317,8 +317,7 @@ fn lag(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
 fn pool(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
     let name = dominant.part.strip_prefix("pool_wait:")?;
     let server = run.server.as_ref()?;
-    let view = server.pools.iter().find(|pool| pool.name == name)?;
-    let use_of = Use::of(run, server, view)?;
+    let (view, use_of) = Use::of_fullest(run, server, name)?;
     if use_of.ratio <= EXHAUSTED {
         return None;
     }
@@ -333,7 +332,7 @@ fn pool(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
         .map(|slot| {
             // As many are held as there are on average, so each as long as that takes to serve them: Little's law. With
             // all of them in use, the reading is only more exact.
-            let read = reading(run, slot).and_then(|row| pool_row(row, name));
+            let read = reading(run, slot).and_then(|row| pool_row(row, view));
             let in_use = read.map_or(view.max, |row| row.in_use);
             in_use as f64 * slot.width_s / slot.completed as f64
         })
@@ -359,8 +358,12 @@ fn pool(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
     Some(dominant.hint("pool", &message))
 }
 
-fn pool_row<'r>(row: &'r ResourceRow, name: &str) -> Option<&'r PoolRow> {
-    row.pools.iter().find(|pool| pool.name == name && pool.max > 0)
+fn pool_row<'r>(row: &'r ResourceRow, view: &PoolView) -> Option<&'r PoolRow> {
+    // Older reports do not know the kind.
+    let is_it = |pool: &&PoolRow| {
+        pool.name == view.name && (pool.kind == view.kind || pool.kind.is_empty()) && pool.max > 0
+    };
+    row.pools.iter().find(is_it)
 }
 
 /// How much of a pool was in use.
@@ -372,10 +375,18 @@ struct Use {
 }
 
 impl Use {
+    /// Of the pools of this name, which may be of several kinds, the one that was in use the most.
+    fn of_fullest<'s>(run: &Run, server: &'s PerfView, name: &str) -> Option<(&'s PoolView, Self)> {
+        let named = server.pools.iter().filter(|pool| pool.name == name);
+        named
+            .filter_map(|view| Some((view, Self::of(run, server, view)?)))
+            .max_by(|a, b| a.1.ratio.total_cmp(&b.1.ratio))
+    }
+
     fn of(run: &Run, server: &PerfView, view: &PoolView) -> Option<Self> {
         // Before the first request nothing is in use.
         let rows = measured_rows(run).filter(|row| row.at_s > 0.0);
-        let rows: Vec<&PoolRow> = rows.filter_map(|row| pool_row(row, &view.name)).collect();
+        let rows: Vec<&PoolRow> = rows.filter_map(|row| pool_row(row, view)).collect();
         let of =
             |value: fn(&PoolRow) -> u64| median(rows.iter().map(|row| value(row) as f64).collect());
         let ratio = median(rows.iter().map(|row| row.in_use as f64 / row.max as f64).collect());
@@ -415,7 +426,9 @@ fn lock(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Option<Hint> {
     let cpu = machine.has_room().filter(|_| dominant.part.starts_with("lock"))?;
     // As a slot begins: what is in flight at its end is what it has not served.
     let reading = |slot: &TimelineRow| {
-        let row = run.resources.iter().find(|row| row.at_s >= slot.at_s)?;
+        let within =
+            |row: &&ResourceRow| row.at_s >= slot.at_s && row.at_s < slot.at_s + slot.width_s;
+        let row = run.resources.iter().find(within)?;
         Some((row.in_flight, slot.completed as f64 / slot.width_s))
     };
     let mut by_load: Vec<(u64, f64)> = whole_slots(run).filter_map(reading).collect();
@@ -461,13 +474,16 @@ fn blocking(machine: &Machine) -> Option<Hint> {
         }
         (false, None) => return None,
     };
+    let (processors, were) = if machine.processors > 1.0 {
+        (format!("the {} processors", machine.processors), "were")
+    } else {
+        ("the one processor".to_owned(), "was")
+    };
     Some(whole_run(
         "blocking",
         format!(
-            "something holds the runtime's threads up: {evidence}, while the {} processors that they can use were {} \
-             busy. Code that blocks its thread belongs into spawn_blocking; or another process \
-             takes the processors",
-            machine.processors,
+            "something holds the runtime's threads up: {evidence}, while {processors} that they can use {were} {} busy. Code that \
+             blocks its thread belongs into spawn_blocking; or another process takes the processors",
             percent(cpu)
         ),
     ))
@@ -610,10 +626,8 @@ fn named(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Hint {
         }
         Some(("pool_wait", name)) => {
             let server = run.server.as_ref();
-            let view = server.and_then(|server| server.pools.iter().find(|pool| pool.name == name));
-            let in_use = server.zip(view).and_then(|(server, view)| Use::of(run, server, view));
-            let message = match in_use {
-                Some(in_use) => format!(
+            let message = match server.and_then(|server| Use::of_fullest(run, server, name)) {
+                Some((_, in_use)) => format!(
                     "waiting for {name}, and not for want of connections ({in_use}): bursts, or \
                      opening and checking connections, take the time"
                 ),
@@ -964,6 +978,31 @@ mod tests {
         let mut short = run.clone();
         short.timeline.truncate(19);
         assert!(message(&short).contains("or connections are held for too long"));
+    }
+
+    #[test]
+    fn of_two_pools_of_one_name_the_fullest_is_what_is_waited_for() {
+        let mut run = with_pool(with_part(quiet(), "pool_wait:db"), 50);
+        for row in &mut run.resources {
+            row.pools[0].kind = "sqlx".to_owned();
+            let idle = PoolRow {
+                kind: "redis".to_owned(),
+                in_use: 1,
+                idle: 9,
+                max: 10,
+                ..row.pools[0].clone()
+            };
+            row.pools.insert(0, PoolRow { waiting: 0, ..idle });
+        }
+        let server = run.server.as_mut().expect("it is there");
+        server.pools[0].kind = "sqlx".to_owned();
+        server.pools[0].hold.p50_us = Some(10_000.0);
+        let mut idle = PoolView { kind: "redis".to_owned(), max: 10, ..server.pools[0].clone() };
+        idle.hold.p50_us = Some(70.0);
+        server.pools.insert(0, idle);
+        let message = &found(&run)[0].1;
+        assert!(message.contains("waiting for db (50 of 50 in use, 180 waiting)"), "{message}");
+        assert!(message.contains("the median hold is 10.0 ms"), "{message}");
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub(crate) struct Load<S> {
     pub(crate) tickets: Option<AtomicU64>,
     /// Arrivals whose requests, or flows, are not over.
     pub(crate) under_way: AtomicU64,
+    /// Of those, the ones that were to pause for longer than the phase goes on, and sent nothing.
+    pub(crate) outlived: AtomicU64,
     /// The drain is over: what is not, is dropped.
     pub(crate) given_up: Stop,
     /// Nobody waits for the phase any more: its threads must end.
@@ -133,11 +135,6 @@ impl<S: InProcess> Load<S> {
             || self.given_up.is_stopped()
             || self.abandoned.load(Relaxed)
             || self.watch.as_ref().is_some_and(in_vain)
-    }
-
-    /// Do the generator's tasks run on the workers that answer, so that who waits for one waits for the service?
-    pub(crate) fn on_its_runtime(&self) -> bool {
-        self.host.is_none() && !self.plan.over_connection
     }
 
     fn is_over(&self, ready: Instant) -> bool {
@@ -395,7 +392,7 @@ impl<S: InProcess> Load<S> {
             service_time,
             waited,
             // On a runtime of its own, or over a connection, the generator waits for itself.
-            handed: handed.copied().filter(|_| self.on_its_runtime()),
+            handed: handed.copied().filter(|_| self.plan.on_its_runtime()),
             answer,
             server: sender.probe.record().map(ServerView::from).or_else(|| {
                 let (record, status) = told?;
@@ -508,7 +505,7 @@ impl<S: InProcess> UnderWay<S> {
     /// `handed`.
     pub(crate) async fn arrival(self, n: u64, intended: Duration, handed: Instant) {
         let load = &self.load;
-        let handed = if load.on_its_runtime() {
+        let handed = if load.plan.on_its_runtime() {
             let waited = handed.elapsed();
             load.sink.end_wait();
             Handed { at: handed.saturating_duration_since(load.start), waited }
@@ -604,8 +601,16 @@ impl<S: InProcess> Client for FlowClient<S> {
     ) -> BoxFuture<'a, Option<(Sample, Reply)>> {
         Box::pin(async move {
             let load = &self.load;
-            // What the pacer has counted is sent, also a moment after the end.
             let arrived = self.arrived.take();
+            // An arrival that was to pause for longer than the run goes on.
+            let is_early = || load.is_stopped() && ready > Instant::now();
+            if arrived.is_some() && (ready >= load.end || is_early()) {
+                load.sink.unsent();
+                load.outlived.fetch_add(1, Relaxed);
+                self.ended.tell().await;
+                return None;
+            }
+            // Else, what the pacer has counted is sent, also a moment after the end.
             if arrived.is_none() {
                 if load.is_over(ready) || !load.take_ticket() {
                     self.ended.tell().await;

@@ -20,6 +20,18 @@ pub(crate) enum ClientOutcome {
 }
 
 impl ClientOutcome {
+    /// Has the client had the whole answer?
+    pub(crate) fn is_answer(self) -> bool {
+        match self {
+            Self::Ok
+            | Self::ClientError
+            | Self::Limited
+            | Self::ServerError
+            | Self::CheckFailed => true,
+            Self::Timeout | Self::TransportError | Self::Panicked => false,
+        }
+    }
+
     pub(crate) fn of_status(status: StatusCode) -> Self {
         // Of a status both sides think alike.
         match Outcome::of_status(status) {

@@ -87,6 +87,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Do the generator's tasks run on the workers that answer, so that who waits for one waits for the service?
+    pub(crate) fn on_its_runtime(&self) -> bool {
+        let apart = self.topology == Topology::Split && !self.virtual_time;
+        !apart && !self.over_connection
+    }
+
     /// What goes before the measured load: the same, at a level that does not change.
     pub(crate) fn warming_up(&self) -> Workload {
         let profile = Profile::constant(self.warmup_level, self.warmup);

@@ -127,8 +127,7 @@ pub struct Run {
     pub interrupted: bool,
     /// May the figures be believed?
     pub validity: Validity,
-    /// [`Verdict::Invalid`] if the run is; else the worst of its thresholds, [`Verdict::Pass`] if it
-    /// has none.
+    /// The worst of `validity` and of its thresholds.
     pub verdict: Verdict,
     /// Where every request went.
     pub conservation: Conservation,
@@ -458,7 +457,8 @@ pub struct Pairs {
     pub time_to_first_byte: Latency,
     /// Service time less server time of the paired successes.
     pub outside: Latency,
-    /// Pairs whose server time exceeds their service time, which cannot be on one clock.
+    /// Pairs whose server time exceeds their service time although the client had the whole answer, which cannot be on
+    /// one clock.
     pub negative: u64,
 }
 

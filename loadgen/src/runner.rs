@@ -73,6 +73,8 @@ pub(crate) struct Findings {
     pub(crate) dropped: u64,
     pub(crate) sent: u64,
     pub(crate) unsent: u64,
+    /// Of those, the ones that were to pause for longer than the run went on.
+    pub(crate) outlived: u64,
     pub(crate) in_flight: u64,
     /// Requests that the warm-up gave up waiting for, and those whose server gave no sign of their end: the layer
     /// may count them in the measured phase.
@@ -320,6 +322,7 @@ impl<S: InProcess> Phase<'_, S> {
             end: start + duration,
             begun: self.plan.scenario.names().map(|_| AtomicBool::new(false)).collect(),
             tickets: self.plan.requests.filter(|_| measured).map(AtomicU64::new),
+            outlived: AtomicU64::new(0),
             under_way: AtomicU64::new(0),
             given_up: Stop::new(),
             abandoned: AtomicBool::new(false),
@@ -419,6 +422,7 @@ impl<S: InProcess> Phase<'_, S> {
             dropped,
             sent,
             unsent: paced.scheduled - paced.taken + load.sink.total_unsent(),
+            outlived: load.outlived.load(Relaxed),
             in_flight,
             left_over: 0,
             started_at,
@@ -600,7 +604,7 @@ fn arrive<S: InProcess>(
         return false;
     }
     load.sink.sent();
-    if load.on_its_runtime() {
+    if load.plan.on_its_runtime() {
         load.sink.begin_to_wait();
     }
     runtime.spawn(UnderWay::begin(load.clone()).arrival(n, intended, now));

@@ -14,7 +14,6 @@ use http::{HeaderMap, HeaderValue, Request, header};
 use tokio::time::Instant;
 
 use crate::{
-    outcome::ClientOutcome,
     pause::Pause,
     random::LoadRng,
     reply::{FlowError, Reply},
@@ -121,13 +120,7 @@ impl Session {
         let request = request.map(Into::into);
         let sent = self.client.send(name, request, self.ready).await;
         let Some((sample, reply)) = sent else { return Err(FlowError::over()) };
-        let answered = matches!(
-            sample.answer.outcome,
-            ClientOutcome::Ok
-                | ClientOutcome::ClientError
-                | ClientOutcome::Limited
-                | ClientOutcome::ServerError
-        );
+        let answered = sample.answer.outcome.is_answer();
         *self.state.pending() = Some(sample);
         self.ready = reply.received;
         if !answered {

@@ -58,7 +58,7 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     });
     let balance = balance(&findings, &rows);
     let conservation = conserve(&findings, balance.as_ref());
-    let mut validity = validate(plan, &findings, &total, &conservation, balance.as_ref());
+    let mut validity = validate(plan, &findings, &conservation, balance.as_ref());
     let thresholds: Vec<_> = plan
         .thresholds
         .iter()
@@ -74,11 +74,10 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
             .filter(|_| measured >= ENOUGH_TO_BLAME && !plan.virtual_time),
         with_service: findings.in_process,
     };
-    let late =
-        p99(&total.response_time).and_then(|p99| late(&findings.tally.own_lag(measured)?, p99));
-    if let Some((verdict, reason)) = late {
-        validity.add(verdict, [reason]);
-    }
+    let late = p99(&total.response_time).and_then(|p99| {
+        let (lag, whose) = findings.tally.own_lag(measured)?;
+        late(&lag, whose, p99)
+    });
     validity.add(Verdict::Invalid, broken_law(littles_law.as_ref()));
     validity.add(Verdict::Invalid, saturation::saturated(machine, &missed));
     let fall = series.as_ref().and_then(Series::fall);
@@ -89,6 +88,9 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         message: format!("{}: {}", result.expression, result.note),
     };
     validity.add(Verdict::Invalid, invalid.map(no_samples));
+    if let Some((verdict, reason)) = late {
+        validity.add(verdict, [reason]);
+    }
     let verdict = thresholds.iter().map(|t| t.verdict).fold(validity.verdict, Verdict::max);
     let client = client_view(&findings, &rows, &total, balance.as_ref(), plan.seed);
     Run {
@@ -206,7 +208,6 @@ fn conserve(findings: &Findings, balance: Option<&Balance>) -> Conservation {
 fn validate(
     plan: &Plan,
     findings: &Findings,
-    total: &Row,
     counts: &Conservation,
     balance: Option<&Balance>,
 ) -> Validity {
@@ -278,10 +279,7 @@ fn validate(
         );
     }
     if let Some(rejected_p50) = tally.rejected.quantile(0.5) {
-        // Without a wait for the runtime, the service time is that already.
-        let accepted =
-            if tally.accepted.count() > 0 { &tally.accepted } else { &total.service_time };
-        let success_p50 = accepted.quantile(0.5);
+        let success_p50 = tally.accepted.quantile(0.5);
         let share = tally.rejected.count() as f64 / counts.outcomes.total().max(1) as f64;
         let faster = success_p50.is_none_or(|p50| rejected_p50 < p50.mul_f64(MASQUERADE_SHARE));
         let most = tally.rejected.count() > counts.outcomes.ok;
@@ -305,7 +303,7 @@ fn validate(
     if matches!(plan.workload, Workload::Open { .. }) {
         let arrivals = findings.arrivals.max(1) as f64;
         // What was due in the moment of a stop is nobody's fault.
-        let unsent = if findings.interrupted { 0 } else { counts.unsent };
+        let unsent = if findings.interrupted { 0 } else { counts.unsent - findings.outlived };
         let sent = 1.0 - (counts.dropped + unsent) as f64 / arrivals;
         if sent < SENT_SHARE {
             broken(
@@ -338,10 +336,16 @@ fn validate(
 }
 
 impl Validity {
+    /// What is wrong for certain needs no doubt beside it.
     fn add(&mut self, verdict: Verdict, reasons: impl IntoIterator<Item = Reason>) {
         for reason in reasons {
-            self.verdict = self.verdict.max(verdict);
-            self.reasons.push(reason);
+            if verdict > self.verdict {
+                self.verdict = verdict;
+                self.reasons.clear();
+            }
+            if verdict == self.verdict {
+                self.reasons.push(reason);
+            }
         }
     }
 }
@@ -349,7 +353,7 @@ impl Validity {
 /// Was the generator itself late, by its lag in slots of the run? Invalid if more than a hundredth of the requests are
 /// shown to be later than they may be, and inconclusive if that can be chance: a pause of the whole machine makes as
 /// many of a short run late.
-fn late(lag: &[Window], response_p99: Duration) -> Option<(Verdict, Reason)> {
+fn late(lag: &[Window], whose: &str, response_p99: Duration) -> Option<(Verdict, Reason)> {
     let allowed = LAG_FLOOR.max(response_p99.mul_f64(LAG_SHARE));
     let mut all = LatencyHistogram::new();
     lag.iter().for_each(|window| all.merge(&window.ok));
@@ -358,7 +362,7 @@ fn late(lag: &[Window], response_p99: Duration) -> Option<(Verdict, Reason)> {
         lag.iter().map(|window| (window.ok.count(), window.ok.count_above(allowed))).collect();
     let late = statistics::judge_failures(&counts, 0.01, Op::AtMost);
     let evidence = format!(
-        "lag p99 {}, more than {} (1 ms, or 5 % of the response time's p99)",
+        "lag p99 {}{whose}, more than {} (1 ms, or 5 % of the response time's p99)",
         number::duration(micros(p99)),
         number::duration(micros(allowed))
     );
@@ -502,8 +506,11 @@ impl Report {
             .max()
             .unwrap_or(Verdict::Invalid);
         let grade = match verdict {
-            Verdict::Pass | Verdict::Fail => statistics::grade(&judged),
-            Verdict::Inconclusive | Verdict::Invalid => None,
+            Verdict::Pass => statistics::grade(&judged),
+            Verdict::Fail if runs.iter().all(|run| run.validity.verdict == Verdict::Pass) => {
+                statistics::grade(&judged)
+            }
+            _ => None,
         };
         Self {
             schema: SCHEMA.to_owned(),
@@ -704,7 +711,7 @@ mod tests {
     }
 
     fn lateness(lag: &[Window], response_p99_ms: u64) -> Option<(Verdict, String)> {
-        let late = late(lag, Duration::from_millis(response_p99_ms));
+        let late = late(lag, "", Duration::from_millis(response_p99_ms));
         late.map(|(verdict, reason)| (verdict, reason.message))
     }
 
@@ -747,6 +754,26 @@ mod tests {
             lateness(&lag(3, |slot| if slot == 0 { 50 } else { 0 }), 10).expect("late");
         assert_eq!(verdict, Verdict::Inconclusive);
         assert_eq!(lateness(&lag(2, |_| 50), 10), None, "200 requests have no p99");
+    }
+
+    #[test]
+    fn a_run_that_is_invalid_for_certain_gives_no_reasons_that_may_be_chance() {
+        let reason = |rule: &str| Reason { rule: rule.to_owned(), message: "so it is".to_owned() };
+        let mut validity = Validity { verdict: Verdict::Pass, reasons: Vec::new() };
+        let rules = |validity: &Validity| -> Vec<String> {
+            validity.reasons.iter().map(|reason| reason.rule.clone()).collect()
+        };
+        validity.add(Verdict::Invalid, None);
+        assert_eq!(validity.verdict, Verdict::Pass);
+        validity.add(Verdict::Inconclusive, [reason("lag")]);
+        assert_eq!(
+            (validity.verdict, rules(&validity)),
+            (Verdict::Inconclusive, vec!["lag".into()])
+        );
+        validity.add(Verdict::Invalid, [reason("littles_law"), reason("no_samples")]);
+        validity.add(Verdict::Inconclusive, [reason("lag")]);
+        assert_eq!(validity.verdict, Verdict::Invalid);
+        assert_eq!(rules(&validity), ["littles_law", "no_samples"]);
     }
 
     #[test]

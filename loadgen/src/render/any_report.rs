@@ -129,14 +129,20 @@ fn places(value: &Value, path: &str, change: &Change, found: &mut Vec<String>) {
 
 /// Reports of all kinds, with few enough points that most changes meet something else.
 fn originals() -> Vec<Value> {
-    [fixture::passed(), fixture::invalid(), fixture::overloaded(), fixture::hostile_and_empty()]
-        .iter()
-        .map(|report| {
-            let mut value = serde_json::to_value(report).expect("it is JSON");
-            shorten(&mut value);
-            value
-        })
-        .collect()
+    [
+        fixture::passed(),
+        fixture::invalid(),
+        fixture::doubtful(),
+        fixture::overloaded(),
+        fixture::hostile_and_empty(),
+    ]
+    .iter()
+    .map(|report| {
+        let mut value = serde_json::to_value(report).expect("it is JSON");
+        shorten(&mut value);
+        value
+    })
+    .collect()
 }
 
 fn shorten(value: &mut Value) {

@@ -44,8 +44,11 @@ fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
 
 /// The run that a requirement was judged on, if its figures cannot be believed: then neither can what was found.
 fn invalid_run<'a>(report: &'a Report, result: &ThresholdResult) -> Option<&'a Run> {
-    let of = |run: &Run| run.name == result.run || run.thresholds.contains(result);
-    report.runs.iter().find(|run| run.validity.verdict == Verdict::Invalid && of(run))
+    let mut named = report.runs.iter().filter(|run| run.name == result.run);
+    // Several runs may have one name.
+    let of_name = named.next().filter(|_| named.next().is_none() && !result.run.is_empty());
+    let run = report.runs.iter().find(|run| run.thresholds.contains(result)).or(of_name)?;
+    (run.validity.verdict == Verdict::Invalid).then_some(run)
 }
 
 /// What a requirement came to, and why where its figures do not say it.
@@ -92,9 +95,9 @@ fn warmup_begins(run: &Run) -> f64 {
 fn why(report: &Report) -> String {
     let all: Vec<_> = requirements(report).collect();
     let with = |verdict| all.iter().filter(move |result| result.verdict == verdict);
-    // Why the figures cannot be believed, or whether they can is open.
-    let doubt = |finding: &str| {
-        let doubtful = report.runs.iter().filter(|run| run.validity.verdict == report.verdict);
+    // Why the figures cannot be believed, or why that is open.
+    let doubt = |verdict: Verdict, finding: &str| {
+        let doubtful = report.runs.iter().filter(|run| run.validity.verdict == verdict);
         let mut reasons = doubtful.flat_map(|run| {
             run.validity.reasons.iter().map(move |reason| (&run.name, &reason.message))
         });
@@ -107,7 +110,7 @@ fn why(report: &Report) -> String {
     };
     let sentence = match report.verdict {
         Verdict::Invalid => {
-            if let Some(sentence) = doubt("The figures cannot be believed") {
+            if let Some(sentence) = doubt(Verdict::Invalid, "The figures cannot be believed") {
                 sentence
             } else if let Some(result) = with(Verdict::Invalid).next() {
                 because(&format!("{} cannot be judged", result.expression), &result.note)
@@ -126,10 +129,8 @@ fn why(report: &Report) -> String {
                 format!(" {}", because(&result.expression, &result.note))
             });
             match with(Verdict::Inconclusive).count() {
-                0 => doubt("It is open whether the figures can be believed").unwrap_or_default(),
-                count => {
-                    format!("{count} of {} requirements could not be decided.{first}", all.len())
-                }
+                0 => String::new(),
+                n => format!("{n} of {} requirements could not be decided.{first}", all.len()),
             }
         }
         Verdict::Pass if all.is_empty() => {
@@ -149,6 +150,16 @@ fn why(report: &Report) -> String {
                 n => format!("All {n} requirements hold.{room}"),
             }
         }
+    };
+    let open = match report.verdict {
+        Verdict::Fail | Verdict::Inconclusive => {
+            doubt(Verdict::Inconclusive, "It is open whether the figures can be believed")
+        }
+        Verdict::Pass | Verdict::Invalid => None,
+    };
+    let sentence = match open {
+        Some(open) => format!("{sentence} {open}").trim_start().to_owned(),
+        None => sentence,
     };
     if report.interrupted {
         format!("{sentence} The run was interrupted; this is what was found until then.")

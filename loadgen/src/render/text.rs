@@ -60,7 +60,7 @@ pub fn summary(report: &Report, style: Style) -> String {
     let mut page = Page::new(style);
     page.headline(report);
     let missed: Vec<_> = super::requirements(report)
-        .filter(|result| result.verdict != Verdict::Pass)
+        .filter(|result| super::judged(report, result).0 != Verdict::Pass)
         .cloned()
         .collect();
     page.requirements("Requirements that do not hold", report, &missed);
@@ -764,7 +764,7 @@ mod tests {
             fixture::hostile_and_empty().runs[0].client.routes[0].clone();
         let short = summary(&report, Style::default());
         assert!(short.contains("    no success, so no times\n"), "{short}");
-        for more in ["rate >= 1000/s", "where the time goes", "Memory", "scheduled", "linux"] {
+        for more in ["rss < ", "where the time goes", "Memory", "scheduled", "linux"] {
             assert!(!page.contains(more), "{more} is in:\n{page}");
         }
         assert!(page.lines().count() < plain(&report).lines().count() / 2 + 20, "{page}");
@@ -908,6 +908,41 @@ mod tests {
         assert!(page.contains("  inconclusive (lag): the generator itself"), "{page}");
         let closing = page.lines().last().expect("a last line");
         assert_eq!(closing, "INCONCLUSIVE  requirements: 4 pass; 1 of 2 runs valid for certain");
+    }
+
+    #[test]
+    fn a_doubtful_run_that_misses_a_limit_says_both() {
+        let mut report = fixture::doubtful();
+        (report.thresholds[0].verdict, report.verdict) = (Verdict::Fail, Verdict::Fail);
+        let page = plain(&report).replace("\n", " ");
+        assert!(page.contains("1 of 4 requirements failed. p95 < 200ms: observed "), "{page}");
+        assert!(
+            page.contains(
+                ". It is open whether the figures can be believed: in open, the generator"
+            ),
+            "{page}"
+        );
+    }
+
+    #[test]
+    fn one_of_two_runs_of_a_name_that_is_invalid_takes_nothing_from_the_other() {
+        let mut report = fixture::invalid();
+        let results: Vec<_> = report.thresholds.drain(..2).collect();
+        for (run, mut result) in report.runs.iter_mut().zip(results) {
+            run.name = "load test".to_owned();
+            (result.run, result.verdict) = (run.name.clone(), Verdict::Pass);
+            run.thresholds = vec![result];
+        }
+        report.thresholds.clear();
+        let verdicts = |page: &str| -> Vec<String> {
+            let rows = page.lines().filter(|line| line.contains(" < ") || line.contains(" >= "));
+            rows.filter_map(|row| row.split_whitespace().last().map(str::to_owned)).collect()
+        };
+        let page = plain(&report);
+        assert_eq!(verdicts(&page), ["pass", "invalid"], "{page}");
+        // In short there is what does not hold.
+        let short = summary(&report, Style::default());
+        assert_eq!(verdicts(&short), ["invalid"], "{short}");
     }
 
     #[test]
