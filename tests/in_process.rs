@@ -18,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use parallax_loadgen::{
-    Http, LoadTest, LoadTestError, Report, Scenario, Session, Stop, Transport, Verdict,
+    Http, LoadTest, LoadTestError, Report, Scenario, Session, Stop, Topology, Transport, Verdict,
     report::{Conservation, Run},
 };
 use parallax_middleware::{BypassPolicy, LoadMark, Perf, ProbeSource};
@@ -760,6 +760,32 @@ async fn waiting_for_the_services_own_runtime_is_the_services_time_and_no_lag() 
     assert!(!run.attribution[0].shares.contains_key("runtime"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_stopped_sends_nothing_of_flows_that_pause_whatever_they_do_next() {
+    // It does not look at what became of its requests.
+    let flow = async |mut session: Session| {
+        session.pause(Duration::from_secs(60)).await;
+        let _ = session.send("first", http::Request::new(Bytes::new())).await;
+        let _ = session.send("second", http::Request::new(Bytes::new())).await;
+        Ok(())
+    };
+    for topology in [Topology::Shared, Topology::Split] {
+        let stop = Stop::new();
+        let mix = Scenario::new().flow("a visit", 1, flow);
+        let test = LoadTest::new(app()).scenario(mix).rate(200).topology(topology).stop_on(&stop);
+        let test = test.warmup(Duration::ZERO).duration(Duration::from_secs(600));
+        let run = tokio::spawn(test.run());
+        tokio::time::sleep(millis(300)).await;
+        stop.stop();
+        let report = run.await.expect("no panic").expect("valid");
+        let counts = &report.runs[0].conservation;
+        assert!(report.interrupted && counts.unsent > 20, "{counts:?}");
+        assert_eq!((counts.scheduled, counts.sent), (counts.unsent, 0), "{counts:?}");
+        assert_eq!(counts.unexplained, 0, "{counts:?}");
+        assert_eq!(rules(&report.runs[0]), ["nothing_sent"], "{:?}", report.runs[0].validity);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_arrival_that_waits_for_a_worker_after_its_pause_waits_for_the_service() {
     let blocks = || async { std::thread::sleep(millis(4)) };
@@ -774,11 +800,13 @@ async fn an_arrival_that_waits_for_a_worker_after_its_pause_waits_for_the_servic
     let run = &report.expect("the plan is valid").runs[0];
     let lag = run.client.lag.summary;
     assert!(run.client.outcomes.ok > 300 && lag.p50_us > Some(20_000.0), "{lag:?}");
-    assert!(!rules(run).contains(&"lag"), "{:?}", run.validity);
+    // Nor is it missing where requests in flight are counted, also of those that paused past the end.
+    assert!(run.conservation.unsent > 0, "{:?}", run.conservation);
+    assert_eq!(rules(run), [""; 0], "{:?}", run.validity);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_flow_sends_late_is_the_generators_lag_over_a_connection_alone() {
+async fn what_a_flow_sends_late_is_the_generators_lag_unless_it_runs_on_the_services_runtime() {
     let app = Router::new().route("/", get(|| async { "tea" })).layer(Perf::new().layer());
     // No pause that the generator knows of: the second request is due when the first has its answer.
     let flow = async |mut session: Session| {
@@ -787,20 +815,22 @@ async fn what_a_flow_sends_late_is_the_generators_lag_over_a_connection_alone() 
         session.send("second", http::Request::new(Bytes::new())).await?;
         Ok(())
     };
-    for (transport, expected) in
-        [(Transport::Pipe(Http::One), &["lag"][..]), (Transport::Direct, &[])]
-    {
+    for (transport, topology, expected) in [
+        (Transport::Pipe(Http::One), Topology::Shared, true),
+        (Transport::Direct, Topology::Split, true),
+        (Transport::Direct, Topology::Shared, false),
+    ] {
         let mix = Scenario::new().flow("both", 1, flow);
         let test = LoadTest::new(app.clone()).scenario(mix).rate(500).warmup(Duration::ZERO);
-        let test = test.duration(millis(2_000)).transport(transport);
+        let test = test.duration(millis(2_000)).transport(transport).topology(topology);
         let report = test.run().await.expect("the plan is valid");
         let run = &report.runs[0];
         // Half of the requests, in either case.
         let lag = run.client.lag.summary;
         assert!(lag.p90_us > Some(200_000.0), "{lag:?}");
-        assert_eq!(rules(run), expected, "{:?}", run.validity);
-        let verdict = if expected.is_empty() { Verdict::Pass } else { Verdict::Invalid };
-        assert_eq!(run.validity.verdict, verdict, "{:?}", run.validity);
+        // A pause of this machine may make the pacer late, but not for certain.
+        let late = run.validity.verdict == Verdict::Invalid && rules(run).contains(&"lag");
+        assert_eq!(late, expected, "{:?}", run.validity);
     }
 }
 

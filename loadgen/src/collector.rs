@@ -47,7 +47,7 @@ pub(crate) struct Tally {
     pub(crate) first_byte: LatencyHistogram,
     /// Requests that the layer has a record of.
     pub(crate) seen_by_server: u64,
-    /// Pairs whose server time exceeds their service time.
+    /// Pairs whose server time exceeds their service time although the client had the whole answer.
     pub(crate) negative_pairs: u64,
     pub(crate) timeline: Timeline,
     /// Of the blocks that attribution looks at.
@@ -365,7 +365,10 @@ impl Tally {
     pub(crate) fn own_lag(&self, end: Duration) -> Option<(Vec<Window>, &'static str)> {
         let own = self.own_lag.as_ref()?;
         let windows = own.slots.until(end).map(|(_, slot)| slot.window.clone()).collect();
-        Some((windows, if own.left_out { " of the requests that begin an arrival" } else { "" }))
+        Some((
+            windows,
+            if own.left_out { " of the requests that arrivals send at once" } else { "" },
+        ))
     }
 
     pub(crate) fn last_end(&self) -> Duration {

@@ -272,7 +272,9 @@ impl<S: InProcess> Load<S> {
         ended: &Arc<EndOfFlow>,
     ) -> FlowClient<S> {
         let arrived = arrived.copied();
-        FlowClient { sender: self.sender(), load: self.clone(), arrived, ended: ended.clone() }
+        let (sender, ended) = (self.sender(), ended.clone());
+        let has_outlived = AtomicBool::new(false);
+        FlowClient { sender, load: self.clone(), arrived, has_outlived, ended }
     }
 
     /// Runs a flow until it ends, or until it has been told that the load is over and goes on all the same, or
@@ -589,6 +591,8 @@ struct FlowClient<S> {
     /// The first request has been counted as sent, by whoever let the iteration begin; and has waited so long for the
     /// runtime.
     arrived: Option<Handed>,
+    /// Before its first request it was to pause for longer than the run goes on.
+    has_outlived: AtomicBool,
     ended: Arc<EndOfFlow>,
 }
 
@@ -601,16 +605,12 @@ impl<S: InProcess> Client for FlowClient<S> {
     ) -> BoxFuture<'a, Option<(Sample, Reply)>> {
         Box::pin(async move {
             let load = &self.load;
-            let arrived = self.arrived.take();
-            // An arrival that was to pause for longer than the run goes on.
-            let is_early = || load.is_stopped() && ready > Instant::now();
-            if arrived.is_some() && (ready >= load.end || is_early()) {
-                load.sink.unsent();
-                load.outlived.fetch_add(1, Relaxed);
+            if self.has_outlived.load(Relaxed) {
                 self.ended.tell().await;
                 return None;
             }
-            // Else, what the pacer has counted is sent, also a moment after the end.
+            // What the pacer has counted is sent, also a moment after the end.
+            let arrived = self.arrived.take();
             if arrived.is_none() {
                 if load.is_over(ready) || !load.take_ticket() {
                     self.ended.tell().await;
@@ -644,7 +644,12 @@ impl<S: InProcess> Client for FlowClient<S> {
             if self.load.is_over(Instant::now()) {
                 self.ended.tell().await;
             }
+            let outlives =
+                |due| due >= self.load.end || self.load.is_stopped() && due > Instant::now();
             self.load.wait_until(due).await;
+            if self.arrived.is_some() && outlives(due) {
+                self.has_outlived.store(true, Relaxed);
+            }
         })
     }
 
@@ -659,9 +664,13 @@ impl<S: InProcess> Client for FlowClient<S> {
 
 impl<S> Drop for FlowClient<S> {
     fn drop(&mut self) {
-        if self.arrived.is_some() {
-            self.load.sink.unsent();
+        let Some(handed) = self.arrived else { return };
+        if self.load.plan.on_its_runtime() {
+            // What was counted as in flight while it waited was that.
+            self.load.tally.lock().occupancy.add_wait(handed.at, handed.at + handed.waited);
         }
+        self.load.outlived.fetch_add(u64::from(*self.has_outlived.get_mut()), Relaxed);
+        self.load.sink.unsent();
     }
 }
 

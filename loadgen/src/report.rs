@@ -22,7 +22,8 @@ pub const SCHEMA: &str = "parallax.report/1";
 pub enum Verdict {
     /// The whole confidence interval lies on the good side of the limit.
     Pass,
-    /// The interval straddles the limit, or there are too few samples to say.
+    /// The interval straddles the limit, or there are too few samples to say; of a run, whether its figures can be
+    /// believed is open.
     Inconclusive,
     /// The whole confidence interval lies on the bad side of the limit.
     Fail,
@@ -277,7 +278,7 @@ pub struct Conservation {
     pub dropped: u64,
     /// Handed to the target.
     pub sent: u64,
-    /// Due before the stop, but not sent by then.
+    /// Due before the stop, but not sent by then; or an arrival whose flow sent nothing.
     pub unsent: u64,
     /// How the sent ones ended for the client.
     #[serde(flatten)]

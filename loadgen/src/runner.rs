@@ -414,15 +414,16 @@ impl<S: InProcess> Phase<'_, S> {
         let (paced, dropped) = (dispatched.paced, dispatched.dropped);
         // What was due, and what an answer made due.
         let begun = paced.taken - dropped;
-        let follow_ups = (sent + load.sink.total_unsent()).saturating_sub(begun);
+        let unsent = load.sink.total_unsent();
+        let follow_ups = (sent + unsent).saturating_sub(begun);
         Ok(Findings {
             tally,
             arrivals: paced.scheduled,
             scheduled: paced.scheduled + follow_ups,
             dropped,
             sent,
-            unsent: paced.scheduled - paced.taken + load.sink.total_unsent(),
-            outlived: load.outlived.load(Relaxed),
+            unsent: paced.scheduled - paced.taken + unsent,
+            outlived: load.outlived.load(Relaxed).min(unsent),
             in_flight,
             left_over: 0,
             started_at,

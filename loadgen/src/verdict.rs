@@ -238,8 +238,8 @@ fn validate(
         broken(
             "nothing_sent",
             format!(
-                "not one of {} scheduled requests was sent: was the run stopped at once? Run longer, or at a \
-                 higher rate",
+                "not one of {} scheduled requests was sent: was the run stopped at once, or do flows begin \
+                 with a longer pause? Run longer, or at a higher rate",
                 counts.scheduled
             ),
         );
@@ -301,7 +301,7 @@ fn validate(
         }
     }
     if matches!(plan.workload, Workload::Open { .. }) {
-        let arrivals = findings.arrivals.max(1) as f64;
+        let arrivals = findings.arrivals.saturating_sub(findings.outlived).max(1) as f64;
         // What was due in the moment of a stop is nobody's fault.
         let unsent = if findings.interrupted { 0 } else { counts.unsent - findings.outlived };
         let sent = 1.0 - (counts.dropped + unsent) as f64 / arrivals;
@@ -743,6 +743,10 @@ mod tests {
             ),
             "{message}"
         );
+
+        let paused = lag(40, |slot| if (17..19).contains(&slot) { 100 } else { 0 });
+        let (verdict, _) = lateness(&paused, 10).expect("it was late");
+        assert_eq!(verdict, Verdict::Inconclusive, "a twentieth of the run");
 
         // Half of a run is no chance, however they follow one another.
         let (verdict, _) =

@@ -67,13 +67,14 @@ fn headline(report: &Report) -> Markup {
             @let (date, time) = number::utc(report.started_at_unix_s);
             p.soft { "Began " (date) " " (time) " UTC." }
         }
-        @let invalid = || report.runs.iter().flat_map(|run| {
+        @let doubts = || report.runs.iter().flat_map(|run| {
             run.validity.reasons.iter().map(move |reason| (run, reason))
         });
-        @if invalid().next().is_some() {
+        @if doubts().next().is_some() {
             ul.reasons {
-                @for (run, reason) in invalid() {
-                    li { b { (run.name) ", " (reason.rule) } ": " (reason.message) }
+                @for (run, reason) in doubts() {
+                    @let verdict = run.validity.verdict;
+                    li class=(verdict) { b { (run.name) ", " (verdict) " (" (reason.rule) ")" } ": " (reason.message) }
                 }
             }
         }
@@ -830,6 +831,15 @@ mod tests {
         assert!(position("The figures cannot be believed") < position("Requirements"));
         assert!(position("91.2 % of requests were rejected") < position("Requirements"));
         assert!(position("Requirements") < position("Run closed"));
+    }
+
+    #[test]
+    fn a_doubtful_run_is_called_that() {
+        let page = html(&fixture::doubtful());
+        assert!(
+            page.contains("<li class=\"inconclusive\"><b>open, inconclusive (lag)</b>: the gen"),
+            "{page}"
+        );
     }
 
     #[test]

@@ -42,13 +42,19 @@ fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
     report.thresholds.iter().chain(of_runs.filter(|result| !report.thresholds.contains(result)))
 }
 
-/// The run that a requirement was judged on, if its figures cannot be believed: then neither can what was found.
+/// The run that a requirement of this very report was judged on, if its figures cannot be believed: then neither can what was found.
 fn invalid_run<'a>(report: &'a Report, result: &ThresholdResult) -> Option<&'a Run> {
-    let mut named = report.runs.iter().filter(|run| run.name == result.run);
-    // Several runs may have one name.
-    let of_name = named.next().filter(|_| named.next().is_none() && !result.run.is_empty());
-    let run = report.runs.iter().find(|run| run.thresholds.contains(result)).or(of_name)?;
-    (run.validity.verdict == Verdict::Invalid).then_some(run)
+    // Several runs may have one name; which one a requirement of the whole means, nobody knows then.
+    let own = |run: &&Run| run.thresholds.iter().any(|own| std::ptr::eq(own, result));
+    let is_invalid = |run: &&Run| run.validity.verdict == Verdict::Invalid;
+    match report.runs.iter().find(own) {
+        Some(run) => Some(run).filter(is_invalid),
+        None => report
+            .runs
+            .iter()
+            .filter(is_invalid)
+            .find(|run| !run.name.is_empty() && run.name == result.run),
+    }
 }
 
 /// What a requirement came to, and why where its figures do not say it.
@@ -129,6 +135,9 @@ fn why(report: &Report) -> String {
                 format!(" {}", because(&result.expression, &result.note))
             });
             match with(Verdict::Inconclusive).count() {
+                0 if doubt(Verdict::Inconclusive, "").is_none() => {
+                    "It could not be decided.".to_owned()
+                }
                 0 => String::new(),
                 n => format!("{n} of {} requirements could not be decided.{first}", all.len()),
             }
@@ -221,8 +230,11 @@ fn by_transport(report: &Report) -> Vec<Vec<Cost<'_>>> {
 impl Cost<'_> {
     /// The transport; and that its figures mean nothing, if they do not.
     fn name(&self) -> String {
-        let invalid = if self.run.validity.verdict == Verdict::Invalid { ", invalid" } else { "" };
-        format!("{}{invalid}", self.run.plan.transport)
+        let transport = &self.run.plan.transport;
+        match self.run.validity.verdict {
+            Verdict::Pass => transport.clone(),
+            verdict => format!("{transport}, {verdict}"),
+        }
     }
 
     /// Rate, medians and 99th percentiles of the service time and of what is outside of the layer, the ratio.
