@@ -87,6 +87,14 @@ fn bucket(time: Duration) -> u32 {
     (shift << SUB_BITS) + (ns >> shift) as u32
 }
 
+/// The position of a part, which is given one if it has none.
+fn place(known: &mut Vec<Part>, part: Part) -> usize {
+    known.iter().position(|known| *known == part).unwrap_or_else(|| {
+        known.push(part);
+        known.len() - 1
+    })
+}
+
 impl Parts {
     /// Adds a success that the layer saw, in a run that is cut into blocks of `width`, or longer ones if they
     /// become too many.
@@ -98,10 +106,7 @@ impl Parts {
         let sums = block.entry(bucket(sample.lag + sample.service_time)).or_default();
         sums.requests += 1;
         let mut add = |part: Part, seconds: f64| {
-            let position = known.iter().position(|known| *known == part).unwrap_or_else(|| {
-                known.push(part);
-                known.len() - 1
-            });
+            let position = place(known, part);
             if sums.times.len() <= position {
                 sums.times.resize(position + 1, 0.0);
             }
@@ -124,13 +129,8 @@ impl Parts {
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
-        let place = |part: &Part| {
-            self.parts.iter().position(|known| known == part).unwrap_or_else(|| {
-                self.parts.push(*part);
-                self.parts.len() - 1
-            })
-        };
-        let places: Vec<usize> = other.parts.iter().map(place).collect();
+        let places: Vec<usize> =
+            other.parts.iter().map(|part| place(&mut self.parts, *part)).collect();
         let mut theirs = other.blocks.clone();
         for sums in theirs.iter_mut().flat_map(BTreeMap::values_mut) {
             let mut moved = vec![0.0; self.parts.len()];

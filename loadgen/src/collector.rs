@@ -98,7 +98,7 @@ struct Watch {
     /// The number of the phase that it is about, once a request was in it.
     phase: Option<u8>,
     route: Option<String>,
-    slots: Timeline,
+    timeline: Timeline,
 }
 
 /// The lag of requests as far as it is the generator's own.
@@ -106,7 +106,7 @@ struct Watch {
 struct OwnLag {
     /// The generator waits for nobody else's workers.
     alone: bool,
-    slots: Timeline,
+    timeline: Timeline,
     /// Some requests may have waited for workers of the service's runtime.
     left_out: bool,
 }
@@ -145,7 +145,7 @@ impl Tally {
             let metric = watched_metric(threshold);
             if !watches.iter().any(|w| w.metric == *metric && w.route == threshold.route) {
                 let (metric, route) = (metric.clone(), threshold.route.clone());
-                watches.push(Watch { metric, phase: None, route, slots: timeline.clone() });
+                watches.push(Watch { metric, phase: None, route, timeline: timeline.clone() });
             }
         }
         Self {
@@ -156,7 +156,7 @@ impl Tally {
             limited: LatencyHistogram::new(),
             own_lag: matches!(plan.workload, Workload::Open(_)).then(|| OwnLag {
                 alone: !plan.on_its_runtime(),
-                slots: timeline.clone(),
+                timeline: timeline.clone(),
                 left_out: false,
             }),
             rejected: LatencyHistogram::new(),
@@ -226,7 +226,7 @@ impl Tally {
         if let Some(own) = &mut self.own_lag {
             // One that was due later has waited for a worker twice, the second time as lag.
             if own.alone || sample.handed.is_some_and(|handed| sample.intended <= handed.at) {
-                own.slots.add(sample.intended, Some(sample.lag));
+                own.timeline.add(sample.intended, Some(sample.lag));
             } else {
                 own.left_out = true;
             }
@@ -292,7 +292,7 @@ impl Tally {
         for index in &row.watched {
             let watch = &mut self.watches[*index];
             let value = value(watch);
-            watch.slots.watch(sample.intended, value, ended);
+            watch.timeline.watch(sample.intended, value, ended);
         }
         if route.is_none() {
             let on_routes = self.watches.iter().enumerate().filter(|(_, w)| w.route.is_some());
@@ -340,35 +340,32 @@ impl Tally {
     /// The phase ends here, earlier than planned if it was stopped.
     pub(crate) fn end_at(&mut self, end: Duration) {
         self.occupancy.end_at(end);
-        let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
+        let timelines = self.watches.iter_mut().map(|watch| &mut watch.timeline);
         let timelines = timelines.chain([&mut self.timeline, &mut self.empty]);
         timelines.chain(self.unseen.values_mut()).for_each(|slots| slots.end = slots.end.min(end));
     }
 
     /// The measured interval ended at `end`: whatever did not happen by then did not happen.
     pub(crate) fn close(&mut self, end: Duration, server: Option<&ServerNames>) {
-        for ((step, index), slots) in std::mem::take(&mut self.unseen) {
+        for ((step, index), unseen) in std::mem::take(&mut self.unseen) {
             let name = route_name(&self.names, step, self.route_of(step, None), server);
             let watch = &mut self.watches[index];
             if watch.route.as_deref() == Some(&name) {
-                watch.slots.slots.merge(slots.slots);
+                watch.timeline.slots.merge(unseen.slots);
             }
         }
-        let timelines = self.watches.iter_mut().map(|watch| &mut watch.slots);
-        let own_lag = self.own_lag.iter_mut().map(|own| &mut own.slots);
+        let timelines = self.watches.iter_mut().map(|watch| &mut watch.timeline);
+        let own_lag = self.own_lag.iter_mut().map(|own| &mut own.timeline);
         timelines.chain(own_lag).chain([&mut self.timeline]).for_each(|slots| slots.close(end));
     }
 
     /// The lag of an open workload until `end`, slot by slot, as far as it is the generator's own: what a flow sends
-    /// after a pause or an answer waits for a worker of the service's runtime as lag. And which requests' it is, as the
-    /// end of a sentence.
-    pub(crate) fn own_lag(&self, end: Duration) -> Option<(Vec<Window>, &'static str)> {
+    /// after a pause or an answer waits for a worker of the service's runtime as lag. And whether any is left out for
+    /// that.
+    pub(crate) fn own_lag(&self, end: Duration) -> Option<(Vec<Window>, bool)> {
         let own = self.own_lag.as_ref()?;
-        let windows = own.slots.until(end).map(|(_, slot)| slot.window.clone()).collect();
-        Some((
-            windows,
-            if own.left_out { " of the requests that arrivals send at once" } else { "" },
-        ))
+        let windows = own.timeline.until(end).map(|(_, slot)| slot.window.clone()).collect();
+        Some((windows, own.left_out))
     }
 
     pub(crate) fn last_end(&self) -> Duration {
@@ -396,7 +393,7 @@ impl Tally {
         self.watches
             .iter()
             .find(|watch| watch.metric == *metric && watch.route == threshold.route)
-            .map_or(&self.timeline, |watch| &watch.slots)
+            .map_or(&self.timeline, |watch| &watch.timeline)
     }
 
     /// One row a route, by name; under the step's own name where the layer does not tell.

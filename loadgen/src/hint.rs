@@ -222,10 +222,13 @@ fn whole_slots(run: &Run) -> impl Iterator<Item = &TimelineRow> {
     run.timeline.iter().filter(move |slot| slot.width_s >= width * (1.0 - 1e-9))
 }
 
-/// The last reading of a slot.
-fn reading<'r>(run: &'r Run, slot: &TimelineRow) -> Option<&'r ResourceRow> {
-    let within = |row: &&ResourceRow| row.at_s >= slot.at_s && row.at_s < slot.at_s + slot.width_s;
-    run.resources.iter().rfind(within)
+/// The readings in a slot.
+fn readings<'r>(
+    run: &'r Run,
+    slot: &TimelineRow,
+) -> impl DoubleEndedIterator<Item = &'r ResourceRow> {
+    let (begin, end) = (slot.at_s, slot.at_s + slot.width_s);
+    run.resources.iter().filter(move |row| row.at_s >= begin && row.at_s < end)
 }
 
 fn mean(values: &[f64]) -> Option<f64> {
@@ -332,7 +335,7 @@ fn pool(run: &Run, dominant: &Dominant<'_>, _: &Machine) -> Option<Hint> {
         .map(|slot| {
             // As many are held as there are on average, so each as long as that takes to serve them: Little's law. With
             // all of them in use, the reading is only more exact.
-            let read = reading(run, slot).and_then(|row| pool_row(row, view));
+            let read = readings(run, slot).next_back().and_then(|row| pool_row(row, view));
             let in_use = read.map_or(view.max, |row| row.in_use);
             in_use as f64 * slot.width_s / slot.completed as f64
         })
@@ -426,9 +429,7 @@ fn lock(run: &Run, dominant: &Dominant<'_>, machine: &Machine) -> Option<Hint> {
     let cpu = machine.has_room().filter(|_| dominant.part.starts_with("lock"))?;
     // As a slot begins: what is in flight at its end is what it has not served.
     let reading = |slot: &TimelineRow| {
-        let within =
-            |row: &&ResourceRow| row.at_s >= slot.at_s && row.at_s < slot.at_s + slot.width_s;
-        let row = run.resources.iter().find(within)?;
+        let row = readings(run, slot).next()?;
         Some((row.in_flight, slot.completed as f64 / slot.width_s))
     };
     let mut by_load: Vec<(u64, f64)> = whole_slots(run).filter_map(reading).collect();
@@ -482,8 +483,8 @@ fn blocking(machine: &Machine) -> Option<Hint> {
     Some(whole_run(
         "blocking",
         format!(
-            "something holds the runtime's threads up: {evidence}, while {processors} that they can use {were} {} busy. Code that \
-             blocks its thread belongs into spawn_blocking; or another process takes the processors",
+            "something holds the runtime's threads up: {evidence}, while {processors} that they \
+             can use {were} {} busy. Code that blocks its thread belongs into spawn_blocking; or another process takes the processors",
             percent(cpu)
         ),
     ))

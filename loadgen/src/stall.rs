@@ -261,6 +261,22 @@ mod tests {
     }
 
     #[test]
+    fn merging_is_adding_whatever_the_widths() {
+        let [mut whole, mut short, mut long] = [(); 3].map(|()| TimesBySlot::default());
+        for n in 0..2_000 {
+            let (at, time) = (WIDTH * n, ms(f64::from(n % 300)));
+            whole.add(at, time, WIDTH);
+            // The first one ends before its slots become longer.
+            if n < 100 { &mut short } else { &mut long }.add(at, time, WIDTH);
+        }
+        assert_ne!(short.slots.width(), long.slots.width());
+        for (mut first, second) in [(short.clone(), &long), (long.clone(), &short)] {
+            first.merge(second);
+            assert_eq!((first.slots.width(), first.slow()), (whole.slots.width(), whole.slow()));
+        }
+    }
+
+    #[test]
     fn buckets_rise_with_the_time() {
         let times = (0..4_000_u64).chain((4_000..10_000_000_000).step_by(7_777_777));
         let mut last = 0;

@@ -37,6 +37,8 @@ const CURVE: [f64; 32] = [
 /// Lag at p99 that any run may have, and the share of the reported p99 that it may have beyond that.
 const LAG_FLOOR: Duration = Duration::from_millis(1);
 const LAG_SHARE: f64 = 0.05;
+/// Of the requests, so many may have more.
+const LATE_SHARE: f64 = 0.01;
 /// Of the arrivals, at least so many must have been sent.
 const SENT_SHARE: f64 = 0.99;
 /// Rejections past this share masquerade if they are faster than this share of the success median, or
@@ -75,8 +77,8 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
         with_service: findings.in_process,
     };
     let late = p99(&total.response_time).and_then(|p99| {
-        let (lag, whose) = findings.tally.own_lag(measured)?;
-        late(&lag, whose, p99)
+        let (lag, is_part) = findings.tally.own_lag(measured)?;
+        late(&lag, is_part, p99)
     });
     validity.add(Verdict::Invalid, broken_law(littles_law.as_ref()));
     validity.add(Verdict::Invalid, saturation::saturated(machine, &missed));
@@ -353,20 +355,21 @@ impl Validity {
 /// Was the generator itself late, by its lag in slots of the run? Invalid if more than a hundredth of the requests are
 /// shown to be later than they may be, and inconclusive if that can be chance: a pause of the whole machine makes as
 /// many of a short run late.
-fn late(lag: &[Window], whose: &str, response_p99: Duration) -> Option<(Verdict, Reason)> {
+fn late(lag: &[Window], is_part: bool, response_p99: Duration) -> Option<(Verdict, Reason)> {
     let allowed = LAG_FLOOR.max(response_p99.mul_f64(LAG_SHARE));
     let mut all = LatencyHistogram::new();
     lag.iter().for_each(|window| all.merge(&window.ok));
     let p99 = p99(&all).filter(|p99| *p99 > allowed)?;
     let counts: Vec<(u64, u64)> =
         lag.iter().map(|window| (window.ok.count(), window.ok.count_above(allowed))).collect();
-    let late = statistics::judge_failures(&counts, 0.01, Op::AtMost);
+    let late = statistics::judge_failures(&counts, LATE_SHARE, Op::AtMost);
+    let whose = if is_part { " of the requests that arrivals send at once" } else { "" };
     let evidence = format!(
         "lag p99 {}{whose}, more than {} (1 ms, or 5 % of the response time's p99)",
         number::duration(micros(p99)),
         number::duration(micros(allowed))
     );
-    let (verdict, message) = if late.low > Some(0.01) {
+    let (verdict, message) = if late.low > Some(LATE_SHARE) {
         let remedy = "Lower the rate, or free the machine";
         (Verdict::Invalid, format!("the generator itself was late: {evidence}. {remedy}"))
     } else {
@@ -711,7 +714,7 @@ mod tests {
     }
 
     fn lateness(lag: &[Window], response_p99_ms: u64) -> Option<(Verdict, String)> {
-        let late = late(lag, "", Duration::from_millis(response_p99_ms));
+        let late = late(lag, false, Duration::from_millis(response_p99_ms));
         late.map(|(verdict, reason)| (verdict, reason.message))
     }
 

@@ -14,8 +14,8 @@ use crate::report::{Environment, Report, Run, ThresholdResult, Verdict};
 /// requirements that belong to no run.
 ///
 /// A requirement that does not hold is a `failure`. One that cannot be decided is an `error`, and so are a run that
-/// is invalid, or may be, or was interrupted, every requirement of an invalid one, and a report that ended between two runs: none
-/// of them says that the service is too slow, and none lets a build pass.
+/// is invalid, or may be, or was interrupted, every requirement of an invalid one, and a report that ended between two
+/// runs: none of them says that the service is too slow, and none lets a build pass.
 #[must_use]
 pub fn junit(report: &Report) -> String {
     let suites = suites(report);

@@ -42,7 +42,8 @@ fn requirements(report: &Report) -> impl Iterator<Item = &ThresholdResult> {
     report.thresholds.iter().chain(of_runs.filter(|result| !report.thresholds.contains(result)))
 }
 
-/// The run that a requirement of this very report was judged on, if its figures cannot be believed: then neither can what was found.
+/// The run that a requirement of this very report was judged on, if its figures cannot be believed: then neither can
+/// what was found.
 fn invalid_run<'a>(report: &'a Report, result: &ThresholdResult) -> Option<&'a Run> {
     // Several runs may have one name; which one a requirement of the whole means, nobody knows then.
     let own = |run: &&Run| run.thresholds.iter().any(|own| std::ptr::eq(own, result));
