@@ -352,7 +352,7 @@ fn with_phases() -> Router {
         let n = N.fetch_add(1, Relaxed);
         cache.count((!n.is_multiple_of(4)).then_some(n));
         if n.is_multiple_of(2) {
-            perf.observe("render", tokio::time::sleep(millis(5))).await;
+            perf.observe("render", tokio::time::sleep(millis(25))).await;
         }
     };
     Router::new().route("/page", get(render)).route("/plain", get(|| async {})).layer(layer)

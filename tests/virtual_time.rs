@@ -157,6 +157,7 @@ async fn an_hour_of_load_is_the_same_each_time_whatever_runtime_asks_for_it() {
     let figures = async || {
         let queue = Queue::new(1, Service::Exponential(100.0));
         let run = run(queue.test().rate(5).duration(Duration::from_secs(3_600))).await;
+        assert!(run.generator.expect("it is told").wake_ups.is_none(), "no machine wakes anybody");
         (run.conservation, run.client, run.pairs, run.attribution, run.thresholds)
     };
     let began = Instant::now();

@@ -176,6 +176,9 @@ async fn the_generator_says_what_it_costs() {
     let share = generator.cpu_share.expect("Linux tells processor time");
     assert!(share > 0.0 && share <= 1.0, "{share}");
     assert!(generator.arrival_gap.is_none(), "users have no arrivals");
+    // Once in 20 ms, at the most.
+    let wake_ups = generator.wake_ups.expect("time is real").summary;
+    assert!((1..=20).contains(&wake_ups.count), "{wake_ups:?}");
 }
 
 /// A shop: orders that are created, read under their id, and only by whoever has the session's cookie.

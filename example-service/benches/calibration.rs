@@ -1,11 +1,11 @@
 //! Do verdicts depend on the day? `cargo bench -p example-service --bench calibration`.
 //!
 //! The load of `validate --quick` on the example service, unchanged, again and again, each time on a service that
-//! was just started: first ten times to find out what its figures are on this machine at its best and at its worst,
-//! then twenty times against limits 30 % beyond its worst, which must never be found broken, nor a run invalid; and ten
-//! times against limits 30 % beyond its best, which must never be found kept. The table goes into
-//! `docs/measurement.md`, between its markers, unless `-- --print` is given; if a verdict is wrong, the exit code
-//! says so.
+//! was just started: ten times to find out what its figures usually are; twenty times against limits that are 30 %
+//! worse than their medians, which must never be found broken, nor a run invalid; and ten times against limits that
+//! are 30 % better, which must never be found kept. How far apart those runs were is shown beside that, and what of it
+//! the wake-ups of their machine explain. The tables go into `docs/measurement.md`, between their markers, unless
+//! `-- --print` is given; if a verdict is wrong, the exit code says so.
 #![allow(missing_docs, reason = "a benchmark has no API")]
 
 #[allow(dead_code, reason = "other benchmarks use more of it")]
@@ -15,12 +15,13 @@ mod support;
 use std::{collections::BTreeMap, env, fmt::Write as _, process::ExitCode, time::Duration};
 
 use example_service::{ApiKey, Config, SeedPlan, Seeded, Seeder, Service, workload};
-use parallax_loadgen::{LoadTest, Report, Verdict};
+use parallax_loadgen::{LoadTest, Run, Verdict, report::ClientView};
+use parallax_middleware::LatencySummary;
 use tempfile::TempDir;
 
 use crate::support::write_tables;
 
-/// How far a limit is from all that is usual.
+/// How far a limit is from what is usual.
 const AWAY: f64 = 0.3;
 const FRESH: Duration = Duration::from_secs(120);
 
@@ -46,7 +47,7 @@ const LOOK: Effort = Effort {
     learning: 1,
     runs: 1,
     warmup: Duration::ZERO,
-    duration: Duration::from_millis(200),
+    duration: Duration::from_millis(400),
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +63,76 @@ enum Side {
     Broken,
 }
 
-/// What is judged: a figure, and whether more of it is worse.
-const FIGURES: [(&str, bool); 3] = [("p50", true), ("p95", true), ("rate", false)];
+/// What is judged.
+#[derive(Clone, Copy)]
+enum Figure {
+    P50,
+    P95,
+    P99,
+    Rate,
+}
+
+impl Figure {
+    const ALL: [Self; 4] = [Self::P50, Self::P95, Self::P99, Self::Rate];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::P50 => "p50",
+            Self::P95 => "p95",
+            Self::P99 => "p99",
+            Self::Rate => "rate",
+        }
+    }
+
+    fn of(self, client: &ClientView) -> f64 {
+        let time = self.of_times(&client.response_time.summary);
+        time.unwrap_or(client.rate)
+    }
+
+    /// In microseconds.
+    fn of_times(self, times: &LatencySummary) -> Option<f64> {
+        match self {
+            Self::P50 => times.p50_us,
+            Self::P95 => times.p95_us,
+            Self::P99 => times.p99_us,
+            Self::Rate => None,
+        }
+    }
+
+    fn text(self, figure: f64) -> String {
+        match self {
+            Self::Rate => format!("{figure:.0}/s"),
+            _ => format!("{:.3} ms", figure / 1e3),
+        }
+    }
+
+    /// [`AWAY`] from what is usual, where that is worse or where it is better.
+    fn limit(self, usual: f64, side: Side) -> f64 {
+        let above = matches!(self, Self::Rate) == (side == Side::Broken);
+        usual * if above { 1.0 + AWAY } else { 1.0 - AWAY }
+    }
+
+    fn expression(self, limit: f64) -> String {
+        match self {
+            Self::Rate => format!("rate >= {limit:.0}/s"),
+            _ => format!("{} < {limit:.0}us", self.name()),
+        }
+    }
+
+    /// The median, the least and the most.
+    fn over(self, runs: &[Run]) -> [f64; 3] {
+        let mut found: Vec<f64> = runs.iter().map(|run| self.of(&run.client)).collect();
+        found.sort_by(f64::total_cmp);
+        let (last, half) = (found.len() - 1, found.len() / 2);
+        [f64::midpoint(found[last - half], found[half]), found[0], found[last]]
+    }
+
+    /// How far a run was beyond a limit, in what its machine woke a thread later than at its best.
+    fn beyond(self, limit: f64, run: &Run) -> Option<f64> {
+        let late = &run.generator.as_ref()?.wake_ups.as_ref()?.summary;
+        Some((self.of(&run.client) - limit) / (self.of_times(late)? - late.min_us?))
+    }
+}
 
 struct Bench {
     config: Config,
@@ -89,7 +158,7 @@ impl Bench {
     }
 
     /// One run on a service whose cache is empty: entries that a run before left would expire together in a later one.
-    async fn run(&self, load: Load, limits: &[String]) -> Report {
+    async fn run(&self, load: Load, limits: &[String]) -> Run {
         let service = Service::start(self.config.clone()).await.expect("it starts");
         let fresh = Seeder::new(&service).wait_until_fresh(&self.seeded, FRESH).await;
         fresh.expect("its model knows what was seeded");
@@ -103,85 +172,69 @@ impl Bench {
             Load::Open => test.rate(2_000),
         };
         let test = limits.iter().fold(test, |test, limit| test.threshold(limit));
-        let report = test.run().await.expect("the plan is valid");
+        let mut report = test.run().await.expect("the plan is valid");
         service.shutdown().await;
-        report
-    }
-
-    /// The least and the most that the figures usually are, in the order of [`FIGURES`]: microseconds, and requests per
-    /// second. No interval over one run knows what the machine does in the next.
-    async fn usual(&self, load: Load) -> Vec<[f64; 2]> {
-        let mut found = vec![Vec::new(); FIGURES.len()];
-        for _ in 0..self.effort.learning {
-            let client = self.run(load, &[]).await.runs.remove(0).client;
-            let times = client.response_time.summary;
-            let figures = [times.p50_us, times.p95_us, Some(client.rate)];
-            found.iter_mut().zip(figures).for_each(|(found, figure)| found.extend(figure));
-        }
-        let least = |found: &[f64]| found.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = |found: &[f64]| found.iter().copied().fold(0.0, f64::max);
-        found.iter().map(|found| [least(found), most(found)]).collect()
-    }
-}
-
-fn limit(figure: &str, more_is_worse: bool, [least, most]: [f64; 2], side: Side) -> String {
-    let above = more_is_worse == (side == Side::Kept);
-    let limit = if above { most * (1.0 + AWAY) } else { least * (1.0 - AWAY) };
-    if more_is_worse {
-        format!("{figure} < {limit:.3}us")
-    } else {
-        format!("{figure} >= {limit:.1}/s")
+        report.runs.remove(0)
     }
 }
 
 /// How often each verdict was found.
 type Verdicts = BTreeMap<Verdict, u64>;
 
-/// The table, and whether all verdicts were right.
+/// The tables, and whether all verdicts were right.
 async fn calibrate(effort: Effort) -> (String, bool) {
     let bench = Bench::start(effort).await;
-    let mut table = String::from(
+    let mut verdicts = String::from(
         "| load | usual | limit | pass | inconclusive | fail | invalid |\n|---|---|---|---:|---:|---:|---:|\n",
+    );
+    let mut ranges = String::from(
+        "| load | figure | least | most | beyond, in wake-ups |\n|---|---|---:|---:|---:|\n",
     );
     let mut right = true;
     for load in [Load::Closed, Load::Open] {
-        let usual = bench.usual(load).await;
+        let mut runs = Vec::new();
+        for _ in 0..effort.learning {
+            runs.push(bench.run(load, &[]).await);
+        }
+        let usual = Figure::ALL.map(|figure| figure.over(&runs)[0]);
         // Apart from each other: where a limit is missed, the machine may be blamed, and no figure of the run counts.
-        for (side, runs) in [(Side::Kept, effort.runs), (Side::Broken, effort.runs.div_ceil(2))] {
-            let limits: Vec<String> = FIGURES
-                .iter()
-                .zip(&usual)
-                .map(|((figure, more_is_worse), usual)| limit(figure, *more_is_worse, *usual, side))
+        for (side, count) in [(Side::Kept, effort.runs), (Side::Broken, effort.runs.div_ceil(2))] {
+            let limits: Vec<_> = Figure::ALL
+                .into_iter()
+                .zip(usual)
+                .map(|(figure, usual)| figure.expression(figure.limit(usual, side)))
                 .collect();
             let mut found = vec![Verdicts::new(); limits.len()];
-            for _ in 0..runs {
-                let run = bench.run(load, &limits).await.runs.remove(0);
+            for _ in 0..count {
+                let run = bench.run(load, &limits).await;
                 for reason in &run.validity.reasons {
                     eprintln!("{load:?}: {}: {}", reason.rule, reason.message);
                 }
-                for (verdicts, result) in found.iter_mut().zip(&run.thresholds) {
+                for (found, result) in found.iter_mut().zip(&run.thresholds) {
                     // Of a run that is invalid no figure counts.
                     let verdict = result.verdict.max(run.validity.verdict);
-                    *verdicts.entry(verdict).or_default() += 1;
-                    eprintln!("{load:?}: {}: {verdict}, {:?}", result.expression, result.observed);
+                    *found.entry(verdict).or_default() += 1;
+                    let observed = result.observed.unwrap_or(f64::NAN);
+                    eprintln!(
+                        "{load:?}: {}: {verdict}, {observed:.1}, {}",
+                        result.expression, result.note
+                    );
                 }
+                runs.push(run);
             }
-            for (((figure, more_is_worse), [least, most]), (text, verdicts)) in
-                FIGURES.iter().zip(&usual).zip(limits.iter().zip(&found))
+            for (((figure, usual), limit), found) in
+                Figure::ALL.into_iter().zip(usual).zip(&limits).zip(&found)
             {
-                let count = |verdict| verdicts.get(&verdict).copied().unwrap_or(0);
+                let count = |verdict| found.get(&verdict).copied().unwrap_or(0);
                 right &= match side {
                     Side::Kept => count(Verdict::Fail) + count(Verdict::Invalid) == 0,
                     Side::Broken => count(Verdict::Pass) == 0,
                 };
-                let usual = if *more_is_worse {
-                    format!("{figure} {:.3} to {:.3} ms", least / 1e3, most / 1e3)
-                } else {
-                    format!("{figure} {least:.0} to {most:.0}/s")
-                };
                 let _ = writeln!(
-                    table,
-                    "| {load:?} | {usual} | `{text}` | {} | {} | {} | {} |",
+                    verdicts,
+                    "| {load:?} | {} {} | `{limit}` | {} | {} | {} | {} |",
+                    figure.name(),
+                    figure.text(usual),
                     count(Verdict::Pass),
                     count(Verdict::Inconclusive),
                     count(Verdict::Fail),
@@ -189,8 +242,19 @@ async fn calibrate(effort: Effort) -> (String, bool) {
                 );
             }
         }
+        for (figure, usual) in Figure::ALL.into_iter().zip(usual) {
+            let [_, least, most] = figure.over(&runs).map(|found| found / usual);
+            let limit = figure.limit(usual, Side::Kept);
+            let beyond = runs.iter().filter_map(|run| figure.beyond(limit, run)).reduce(f64::max);
+            let beyond = beyond.map_or("–".to_owned(), |beyond| format!("{beyond:.1}"));
+            let _ = writeln!(
+                ranges,
+                "| {load:?} | {} | {least:.2}× | {most:.2}× | {beyond} |",
+                figure.name()
+            );
+        }
     }
-    (table, right)
+    (format!("{verdicts}\n{ranges}"), right)
 }
 
 fn main() -> ExitCode {

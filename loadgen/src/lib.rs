@@ -67,6 +67,7 @@ pub mod threshold;
 mod transport;
 mod verdict;
 mod virtual_time;
+mod wake_ups;
 
 pub use hint::hints;
 pub use load_test::{LoadTest, LoadTestError};

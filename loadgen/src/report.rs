@@ -536,6 +536,9 @@ pub struct GeneratorView {
     /// From one dispatched arrival to the next; open model only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arrival_gap: Option<Latency>,
+    /// How late a thread was woken that only sleeps, 20 ms at a time; absent in virtual time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake_ups: Option<Latency>,
     /// What a request to a service that does nothing took before the run, one after the other on one thread, in the
     /// fastest of several batches: sending, recording, collecting.
     pub ns_per_request: Option<f64>,

@@ -44,6 +44,7 @@ use crate::{
     stop::Stop,
     target::{InProcess, Wanted, exchange},
     virtual_time::Watch,
+    wake_ups::WakeUps,
 };
 
 /// How often samples are collected.
@@ -89,6 +90,8 @@ pub(crate) struct Findings {
     pub(crate) resources: Vec<ResourceRow>,
     /// How late a task on the service's runtime was woken; not in virtual time.
     pub(crate) canary: Option<LatencyHistogram>,
+    /// How late a thread of the generator's own was woken; none in virtual time.
+    pub(crate) wake_ups: WakeUps,
     /// The service runs in this process, as far as anybody can tell.
     pub(crate) in_process: bool,
     /// The slots of the warm-up before it, and how long that lasted.
@@ -390,7 +393,7 @@ impl<S: InProcess> Phase<'_, S> {
                 return Err(error);
             }
         };
-        let Collected { resources, canary } = collector.finish().await;
+        let Collected { resources, canary, wake_ups } = collector.finish().await;
         let after = load.probes.answered_by().map(Perf::snapshot);
         let server = match (before, after) {
             (Some(before), Some(after)) => Some(after.since(&before)),
@@ -433,6 +436,7 @@ impl<S: InProcess> Phase<'_, S> {
             server_names,
             resources,
             canary,
+            wake_ups,
             in_process: load.is_in_process(),
             warmup: None,
             errors: load.failures.counts(),
@@ -656,6 +660,7 @@ enum Worker {
 struct Collected {
     resources: Vec<ResourceRow>,
     canary: Option<LatencyHistogram>,
+    wake_ups: WakeUps,
 }
 
 impl Collector {
@@ -678,8 +683,9 @@ impl Collector {
         } else {
             let thread = thread::Builder::new().name("parallax-collector".to_owned());
             Worker::Thread(thread.spawn(move || {
+                pacer::sharpen_sleep();
                 while !collecting.pass() {
-                    thread::park_timeout(COLLECT_EVERY);
+                    collecting.rest();
                 }
                 collecting.collected()
             })?)
@@ -712,6 +718,7 @@ struct Collecting<S> {
     resources: Resources,
     /// Where time is real.
     runtime: Option<RuntimeWatch>,
+    wake_ups: WakeUps,
     live: Live,
 }
 
@@ -732,6 +739,7 @@ impl<S> Collecting<S> {
             spare: Vec::new(),
             resources: Resources::new(slot_of(&load)),
             runtime,
+            wake_ups: WakeUps::default(),
             live: Live::new(load.start),
             load,
         }
@@ -774,7 +782,19 @@ impl<S> Collecting<S> {
 
     fn collected(self) -> Collected {
         let canary = self.runtime.map(|runtime| runtime.canary.lateness());
-        Collected { resources: self.resources.rows(), canary }
+        Collected { resources: self.resources.rows(), canary, wake_ups: self.wake_ups }
+    }
+
+    /// Sleeps until the next pass, and notes how late it was woken.
+    fn rest(&mut self) {
+        let began = Instant::now();
+        let late = WakeUps::park(COLLECT_EVERY);
+        if let Some(late) = late
+            && began >= self.load.start
+            && self.stage.get() != Stage::Drain
+        {
+            self.wake_ups.record(late, COLLECT_EVERY);
+        }
     }
 }
 

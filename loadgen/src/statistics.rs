@@ -13,6 +13,7 @@ use parallax_middleware::LatencyHistogram;
 use statrs::distribution::{Beta, ContinuousCDF, StudentsT};
 
 use crate::{
+    render::number,
     report::{Grade, ThresholdResult, Unit, Verdict},
     threshold::{Op, Stat, Threshold},
 };
@@ -136,8 +137,33 @@ impl Estimate {
 }
 
 /// Judges any statistic of a duration; `limit` and the estimate are microseconds.
+///
+/// The machine may have `added` so much to the figure that is not the service's. What it can have done to a verdict is
+/// not certain: a limit is only missed if that much more would be missed as well. The interval knows nothing of it.
 #[must_use]
-pub fn judge_duration(windows: &[Window], stat: Stat, limit_us: f64, op: Op) -> Estimate {
+pub fn judge_duration(
+    windows: &[Window],
+    stat: Stat,
+    limit_us: f64,
+    op: Op,
+    added: Duration,
+) -> Estimate {
+    let found = judge_stat(windows, stat, limit_us, op);
+    let by_slowness = if op.is_minimum() { Verdict::Pass } else { Verdict::Fail };
+    let without = || judge_stat(windows, stat, limit_us + micros(added), op).verdict;
+    if found.verdict != by_slowness || added.is_zero() || without() == by_slowness {
+        return found;
+    }
+    let note = format!(
+        "{}, but perhaps only for the {} that late wake-ups of the machine may add; free the machine, or set a limit \
+         that is farther away",
+        if op.is_minimum() { "kept" } else { "missed" },
+        number::duration(micros(added))
+    );
+    Estimate { verdict: Verdict::Inconclusive, note, ..found }
+}
+
+fn judge_stat(windows: &[Window], stat: Stat, limit_us: f64, op: Op) -> Estimate {
     match stat {
         Stat::Quantile(q) => {
             let limit = Duration::from_secs_f64((limit_us / 1e6).clamp(0.0, 1e9));
@@ -741,6 +767,42 @@ mod tests {
         let over =
             judge_quantile(&evenly(40, 4_000, 0), 0.99, Duration::from_micros(900), Op::Less);
         assert_eq!(over.verdict, Verdict::Fail, "{over:?}");
+    }
+
+    #[test]
+    fn a_limit_is_not_missed_for_certain_by_what_the_machine_may_have_added() {
+        // All take 1 ms.
+        let windows = evenly(40, 40_000, 0);
+        let judge = |stat, limit_us, op, added_us| {
+            judge_duration(&windows, stat, limit_us, op, Duration::from_micros(added_us))
+        };
+        for stat in [Stat::Quantile(0.5), Stat::Quantile(0.99), Stat::Mean, Stat::Max, Stat::Min] {
+            let verdict = |limit_us, op, added_us| judge(stat, limit_us, op, added_us).verdict;
+            assert_eq!(verdict(800.0, Op::Less, 0), Verdict::Fail, "{stat}");
+            assert_eq!(verdict(800.0, Op::Less, 150), Verdict::Fail, "{stat}");
+            assert_eq!(verdict(800.0, Op::Less, 250), Verdict::Inconclusive, "{stat}");
+            assert_eq!(verdict(1_200.0, Op::Less, 250), Verdict::Pass, "{stat}");
+            // Where a service is to be slow, it may only seem to be.
+            assert_eq!(verdict(800.0, Op::AtLeast, 150), Verdict::Pass, "{stat}");
+            assert_eq!(verdict(800.0, Op::AtLeast, 250), Verdict::Inconclusive, "{stat}");
+            assert_eq!(verdict(1_200.0, Op::AtLeast, 250), Verdict::Fail, "{stat}");
+        }
+        let (exact, open) = (
+            judge(Stat::Quantile(0.99), 800.0, Op::Less, 0),
+            judge(Stat::Quantile(0.99), 800.0, Op::Less, 250),
+        );
+        assert!(open.note.starts_with("missed, but perhaps only for the 250 µs"), "{}", open.note);
+        assert_eq!((open.observed, open.low, open.high), (exact.observed, exact.low, exact.high));
+    }
+
+    #[test]
+    fn no_machine_is_why_a_request_fails() {
+        let mut windows = evenly(40, 39_000, 0);
+        windows.iter_mut().for_each(|window| window.failed = 25);
+        for stat in [Stat::Quantile(0.99), Stat::Max] {
+            let found = judge_duration(&windows, stat, 2_000.0, Op::Less, Duration::from_secs(60));
+            assert_eq!((found.verdict, found.observed), (Verdict::Fail, None), "{stat}");
+        }
     }
 
     #[test]

@@ -166,6 +166,7 @@ fn generator_view(findings: &Findings) -> GeneratorView {
     let own = |cost: f64| cost * findings.sent as f64;
     GeneratorView {
         arrival_gap: findings.gaps.as_ref().map(latency),
+        wake_ups: Some(findings.wake_ups.lateness()).filter(|late| late.count() > 0).map(latency),
         ns_per_request: cost.map(|cost| cost * 1e9),
         cpu_share: cost.zip(used).map(|(cost, used)| (own(cost) / used).min(1.0)),
     }
@@ -569,7 +570,8 @@ fn judge_threshold(
         _ => {
             let windows: Vec<Window> = slots.iter().map(|(_, slot)| slot.window.clone()).collect();
             let stat = threshold.stat.unwrap_or(Stat::Mean);
-            statistics::judge_duration(&windows, stat, threshold.limit, threshold.op)
+            let added = findings.wake_ups.may_add(threshold);
+            statistics::judge_duration(&windows, stat, threshold.limit, threshold.op, added)
         }
     };
     estimate.for_threshold(threshold, run)

@@ -380,6 +380,8 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
             p99_us: window.ok.summary().p99_us,
         })
         .collect();
+    let mut wake_ups = LatencyHistogram::new();
+    (0..500).for_each(|n| wake_ups.record(Duration::from_micros(12 + n * 7 % 60)));
     let mut gap = LatencyHistogram::new();
     for n in 0..3_000 {
         gap.record(Duration::from_nanos(90_000 + n * 7 % 20_000));
@@ -393,6 +395,7 @@ fn run(rng: &mut SmallRng, model: Model) -> Run {
         }],
         generator: Some(GeneratorView {
             arrival_gap: (!closed).then(|| latency(&gap)),
+            wake_ups: Some(latency(&wake_ups)),
             ns_per_request: Some(412.5),
             cpu_share: Some(0.043),
         }),

@@ -420,6 +420,9 @@ fn views(run: &Run) -> Markup {
                     @if let Some(gap) = run.generator.as_ref().and_then(|g| g.arrival_gap.as_ref()) {
                         (latency_row("arrival gap", gap, false))
                     }
+                    @if let Some(late) = run.generator.as_ref().and_then(|g| g.wake_ups.as_ref()) {
+                        (latency_row("wake-up", late, false))
+                    }
                     @for (name, latency) in [("rejections", &client.limited), ("failures", &client.failed)] {
                         @if latency.summary.count > 0 { (latency_row(name, latency, false)) }
                     }
@@ -429,7 +432,8 @@ fn views(run: &Run) -> Markup {
         p.note {
             "Response time: intended start to drained body. Service time: the same from the dispatch. "
             "Server time: entry into the layer to end of the body. Outside: service time less server "
-            "time of the same request. Successes only."
+            "time of the same request. Successes only. Wake-up: how late the machine woke a thread that "
+            "only sleeps."
             @if let Some(cost) = run.generator.as_ref().and_then(cost_in_words) {
                 " The generator took " (cost) "."
             }

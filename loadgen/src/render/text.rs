@@ -220,6 +220,9 @@ impl Page {
             if let Some(gap) = &generator.arrival_gap {
                 self.latency("arrival gap", gap);
             }
+            if let Some(wake_ups) = &generator.wake_ups {
+                self.latency("wake-up", wake_ups);
+            }
             if let Some(cost) = cost_in_words(generator) {
                 self.wrapped(4, DIM, &cost);
             }
