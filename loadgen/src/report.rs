@@ -22,10 +22,10 @@ pub const SCHEMA: &str = "parallax.report/1";
 pub enum Verdict {
     /// The whole confidence interval lies on the good side of the limit.
     Pass,
-    /// The interval straddles the limit, or there are too few samples to say; of a run, whether its figures can be
-    /// believed is open.
+    /// The interval straddles the limit, there are too few samples to say, or the machine may be why; of a run, whether
+    /// its figures can be believed is open.
     Inconclusive,
-    /// The whole confidence interval lies on the bad side of the limit.
+    /// The whole confidence interval lies on the bad side of the limit, a time's by more than the machine may have added.
     Fail,
     /// The data cannot be believed, whatever they say.
     Invalid,
@@ -536,7 +536,7 @@ pub struct GeneratorView {
     /// From one dispatched arrival to the next; open model only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arrival_gap: Option<Latency>,
-    /// How late a thread was woken that only sleeps, 20 ms at a time; absent in virtual time.
+    /// How late a thread of the generator's was woken that sleeps 20 ms at a time; absent in virtual time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake_ups: Option<Latency>,
     /// What a request to a service that does nothing took before the run, one after the other on one thread, in the

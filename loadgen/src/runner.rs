@@ -791,6 +791,7 @@ impl<S> Collecting<S> {
         let late = WakeUps::park(COLLECT_EVERY);
         if let Some(late) = late
             && began >= self.load.start
+            && began + COLLECT_EVERY <= self.load.end
             && self.stage.get() != Stage::Drain
         {
             self.wake_ups.record(late, COLLECT_EVERY);

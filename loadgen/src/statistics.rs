@@ -3,7 +3,8 @@
 //! Requests are not independent: queues make neighbours alike, so an interval that treats them as
 //! independent is far too narrow. Here a run is cut into windows of equal length, and what varies
 //! between windows decides how many independent requests the run is worth (the design effect). A
-//! verdict of pass or fail needs the whole confidence interval on one side of the limit.
+//! verdict of pass or fail needs the whole confidence interval on one side of the limit; one that slowness brings about
+//! also needs more than the machine may have added.
 //!
 //! A failed request counts as slower than every limit: a service must not meet a limit by failing.
 
@@ -138,8 +139,8 @@ impl Estimate {
 
 /// Judges any statistic of a duration; `limit` and the estimate are microseconds.
 ///
-/// The machine may have `added` so much to the figure that is not the service's. What it can have done to a verdict is
-/// not certain: a limit is only missed if that much more would be missed as well. The interval knows nothing of it.
+/// `added` is what the machine may have added to the figure. A verdict that slowness brings about, a limit missed or,
+/// for a minimum, kept, stands only if it would with that much more room. The interval does not include it.
 #[must_use]
 pub fn judge_duration(
     windows: &[Window],
@@ -150,13 +151,13 @@ pub fn judge_duration(
 ) -> Estimate {
     let found = judge_stat(windows, stat, limit_us, op);
     let by_slowness = if op.is_minimum() { Verdict::Pass } else { Verdict::Fail };
-    let without = || judge_stat(windows, stat, limit_us + micros(added), op).verdict;
-    if found.verdict != by_slowness || added.is_zero() || without() == by_slowness {
+    let with_room = || judge_stat(windows, stat, limit_us + micros(added), op).verdict;
+    if found.verdict != by_slowness || with_room() == by_slowness {
         return found;
     }
     let note = format!(
-        "{}, but perhaps only for the {} that late wake-ups of the machine may add; free the machine, or set a limit \
-         that is farther away",
+        "{}, but perhaps only by the {} that late wake-ups of the machine may have added; free the machine, lower the \
+         load, or measure on one with more room",
         if op.is_minimum() { "kept" } else { "missed" },
         number::duration(micros(added))
     );
@@ -791,7 +792,7 @@ mod tests {
             judge(Stat::Quantile(0.99), 800.0, Op::Less, 0),
             judge(Stat::Quantile(0.99), 800.0, Op::Less, 250),
         );
-        assert!(open.note.starts_with("missed, but perhaps only for the 250 µs"), "{}", open.note);
+        assert!(open.note.starts_with("missed, but perhaps only by the 250 µs"), "{}", open.note);
         assert_eq!((open.observed, open.low, open.high), (exact.observed, exact.low, exact.high));
     }
 

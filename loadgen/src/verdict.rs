@@ -25,6 +25,7 @@ use crate::{
     stall::stalls,
     statistics::{self, Estimate, Window},
     threshold::{Metric, Op, Stat, Threshold},
+    wake_ups::WakeUps,
 };
 
 /// Quantiles of a curve: up the percentiles, then four steps in each further nine.
@@ -61,15 +62,19 @@ pub(crate) fn judge(plan: &Plan, findings: Findings) -> Run {
     let balance = balance(&findings, &rows);
     let conservation = conserve(&findings, balance.as_ref());
     let mut validity = validate(plan, &findings, &conservation, balance.as_ref());
-    let thresholds: Vec<_> = plan
-        .thresholds
-        .iter()
-        .map(|threshold| judge_threshold(&plan.name, threshold, &findings, &conservation, &rows))
-        .collect();
+    let judged = |wake_ups: &WakeUps| -> Vec<ThresholdResult> {
+        let judge = |threshold| {
+            judge_threshold(&plan.name, threshold, &findings, wake_ups, &conservation, &rows)
+        };
+        plan.thresholds.iter().map(judge).collect()
+    };
+    // A machine without room is one also if its wake-ups may be why a limit is missed.
+    let seen = judged(&WakeUps::default());
+    let thresholds = judged(&findings.wake_ups);
     let measured = findings.measured;
     let littles_law = findings.tally.occupancy.law(measured, findings.in_flight);
     let series = series(plan, &findings);
-    let missed = Missed::of(&plan.thresholds, &thresholds);
+    let missed = Missed::of(&plan.thresholds, &seen);
     let machine = Machine {
         late: findings.canary.as_ref(),
         cpu_share: cpu_share(within(&findings.resources, measured))
@@ -536,6 +541,7 @@ fn judge_threshold(
     run: &str,
     threshold: &Threshold,
     findings: &Findings,
+    wake_ups: &WakeUps,
     conservation: &Conservation,
     rows: &BTreeMap<String, Row>,
 ) -> ThresholdResult {
@@ -570,7 +576,7 @@ fn judge_threshold(
         _ => {
             let windows: Vec<Window> = slots.iter().map(|(_, slot)| slot.window.clone()).collect();
             let stat = threshold.stat.unwrap_or(Stat::Mean);
-            let added = findings.wake_ups.may_add(threshold);
+            let added = wake_ups.may_add(threshold, findings.in_process);
             statistics::judge_duration(&windows, stat, threshold.limit, threshold.op, added)
         }
     };

@@ -432,8 +432,8 @@ fn views(run: &Run) -> Markup {
         p.note {
             "Response time: intended start to drained body. Service time: the same from the dispatch. "
             "Server time: entry into the layer to end of the body. Outside: service time less server "
-            "time of the same request. Successes only. Wake-up: how late the machine woke a thread that "
-            "only sleeps."
+            "time of the same request. Successes only. Wake-up: how late a thread of the generator's "
+            "was woken."
             @if let Some(cost) = run.generator.as_ref().and_then(cost_in_words) {
                 " The generator took " (cost) "."
             }

@@ -160,8 +160,9 @@ mod tests {
     }
 
     /// What reports have had only since hints came up, by the place that has it.
-    const LATER: [(&str, &[&str]); 5] = [
+    const LATER: [(&str, &[&str]); 6] = [
         ("/runs/0", &["hints", "littles_law", "settling", "stalls", "warmup"]),
+        ("/runs/0/generator", &["wake_ups"]),
         ("/runs/0/timeline/0", &["outcomes"]),
         ("/runs/0/warmup/0", &["outcomes"]),
         ("/runs/0/resources/0", &["busy_ratio", "queue_depth", "canary_us", "pools"]),
