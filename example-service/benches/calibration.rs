@@ -229,7 +229,7 @@ async fn calibrate(effort: Effort) -> (String, bool) {
                     eprintln!("{load:?}: {}: {}", reason.rule, reason.message);
                 }
                 for (found, result) in found.iter_mut().zip(&run.thresholds) {
-                    // Of a run that is invalid no figure counts.
+                    // Of a run that is invalid no figure counts, and one in doubt passes nothing.
                     let verdict = result.verdict.max(run.validity.verdict);
                     *found.entry(verdict).or_default() += 1;
                     let observed = result.observed.unwrap_or(f64::NAN);
@@ -298,8 +298,8 @@ fn main() -> ExitCode {
         ExitCode::SUCCESS
     } else {
         eprintln!(
-            "a verdict was wrong: a limit that is usually kept failed or was invalid, another one passed, or one that is \
-             far too tight was not found broken"
+            "a verdict was wrong: a limit that is usually kept failed or was invalid, another one passed, or too \
+             few of those that are far too tight were found broken"
         );
         ExitCode::FAILURE
     }

@@ -25,7 +25,8 @@ pub enum Verdict {
     /// The interval straddles the limit, there are too few samples to say, or the machine may be why; of a run, whether
     /// its figures can be believed is open.
     Inconclusive,
-    /// The whole confidence interval lies on the bad side of the limit, a time's by more than the machine may have added.
+    /// The whole confidence interval lies on the bad side of the limit; that of a time by more than the machine may
+    /// have added.
     Fail,
     /// The data cannot be believed, whatever they say.
     Invalid,

@@ -10,7 +10,7 @@ use crate::threshold::{Metric, Stat, Threshold};
 /// A request that asks a database once waits for so many wake-ups: of the worker that takes it up, of whoever answers
 /// the query, and of a worker again.
 const IN_A_REQUEST: u32 = 3;
-/// What lasts longer is a pause of the machine, which a request meets once.
+/// What of a lateness is beyond this is a pause of the machine, which a request meets once.
 const LONGEST: Duration = Duration::from_millis(5);
 /// Of the moments, so many have to be later than a quantile that counts.
 const PAST_A_QUANTILE: f64 = 3.0;
@@ -59,7 +59,7 @@ impl WakeUps {
             }
             Some(Stat::Mean) | None => self.0.mean(),
             Some(Stat::Max) => self.0.max(),
-            Some(Stat::Min) => self.0.min(),
+            Some(Stat::Min) => return Duration::ZERO,
         };
         let late = late.saturating_sub(self.0.min());
         late + late.min(LONGEST) * (IN_A_REQUEST - 1)
